@@ -1,0 +1,132 @@
+from baton_protos import generation_pb2 as _generation_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OUTCOME_STOP: _ClassVar[Outcome]
+    OUTCOME_LENGTH: _ClassVar[Outcome]
+    OUTCOME_ABORT: _ClassVar[Outcome]
+    OUTCOME_REJECTED: _ClassVar[Outcome]
+    OUTCOME_UNAVAILABLE: _ClassVar[Outcome]
+    OUTCOME_ERROR: _ClassVar[Outcome]
+OUTCOME_UNSPECIFIED: Outcome
+OUTCOME_STOP: Outcome
+OUTCOME_LENGTH: Outcome
+OUTCOME_ABORT: Outcome
+OUTCOME_REJECTED: Outcome
+OUTCOME_UNAVAILABLE: Outcome
+OUTCOME_ERROR: Outcome
+
+class ToEngine(_message.Message):
+    __slots__ = ("attach", "submit", "abort", "status")
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    attach: Attach
+    submit: Submit
+    abort: Abort
+    status: StatusQuery
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ...) -> None: ...
+
+class FromEngine(_message.Message):
+    __slots__ = ("limits", "outputs", "status")
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    limits: Limits
+    outputs: OutputBatch
+    status: Status
+    def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., outputs: _Optional[_Union[OutputBatch, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("handle", "prompt_token_ids", "max_tokens", "stop_token_ids", "temperature", "top_k", "top_p", "seed")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    prompt_token_ids: bytes
+    max_tokens: int
+    stop_token_ids: bytes
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    def __init__(self, handle: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[bytes] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("ready_executors", "max_total_tokens", "vocab_size", "model_fingerprint", "dtype", "scheduler_id")
+    READY_EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULER_ID_FIELD_NUMBER: _ClassVar[int]
+    ready_executors: int
+    max_total_tokens: int
+    vocab_size: int
+    model_fingerprint: str
+    dtype: str
+    scheduler_id: str
+    def __init__(self, ready_executors: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., scheduler_id: _Optional[str] = ...) -> None: ...
+
+class FinishedRequest(_message.Message):
+    __slots__ = ("handle", "outcome", "cached_tokens", "message")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    outcome: Outcome
+    cached_tokens: int
+    message: str
+    def __init__(self, handle: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., cached_tokens: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class OutputBatch(_message.Message):
+    __slots__ = ("handles", "token_ids", "finished")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    token_ids: bytes
+    finished: _containers.RepeatedCompositeFieldContainer[FinishedRequest]
+    def __init__(self, handles: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ...) -> None: ...
+
+class StatusQuery(_message.Message):
+    __slots__ = ("query_id",)
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    query_id: int
+    def __init__(self, query_id: _Optional[int] = ...) -> None: ...
+
+class Status(_message.Message):
+    __slots__ = ("query_id", "queued_requests", "executors")
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    query_id: int
+    queued_requests: int
+    executors: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ExecutorStatus]
+    def __init__(self, query_id: _Optional[int] = ..., queued_requests: _Optional[int] = ..., executors: _Optional[_Iterable[_Union[_generation_pb2.ExecutorStatus, _Mapping]]] = ...) -> None: ...
