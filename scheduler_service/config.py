@@ -1,4 +1,4 @@
-"""Settings of the scheduler: flags override environment (``BATON_...``), environment overrides the configuration file."""
+"""Settings of the scheduler: flags override environment (``BATON_...``), which overrides the configuration file."""
 
 from pathlib import Path
 from typing import Annotated, Literal

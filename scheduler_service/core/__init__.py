@@ -1,0 +1,1 @@
+"""The scheduling core: pure, synchronous, deterministic. No clock, no sockets, no threads."""

@@ -1,0 +1,106 @@
+"""Integrity of a Scheduler's bookkeeping, checked from scratch. For tests, the simulator, and idle moments."""
+
+from collections import Counter
+
+from scheduler_service.core.request import RequestStatus
+from scheduler_service.core.row_table import NO_ADMISSION, extend_table_hash
+from scheduler_service.core.scheduler import Scheduler
+
+
+class IntegrityError(AssertionError):
+    """The bookkeeping contradicts itself; says where."""
+
+
+def check_integrity(scheduler: Scheduler) -> None:
+    """Recompute what must hold between any two calls.
+
+    Raises:
+        IntegrityError: naming the first contradiction found.
+    """
+    _check_blocks(scheduler)
+    _check_cache(scheduler)
+    _check_rows(scheduler)
+    _check_ledger(scheduler)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise IntegrityError(message)
+
+
+def _running_rows(scheduler: Scheduler) -> list[int]:
+    return [row for row, request in enumerate(scheduler.rows.requests) if request is not None]
+
+
+def _check_blocks(scheduler: Scheduler) -> None:
+    pool = scheduler.kv.pool
+    owners: Counter[int] = Counter()
+    for row in _running_rows(scheduler):
+        table = scheduler.rows.blocks(row).tolist()
+        _require(len(set(table)) == len(table), f"row {row} holds a block twice")
+        owners.update(table)
+    free, evictable = pool.free_blocks(), pool.evictable_blocks()
+    _require(len(set(free)) == len(free), "a block is free twice")
+    _require(not set(free) & set(evictable), "a block is free and cached")
+    for block in range(pool.num_blocks):
+        references = int(pool.ref_count[block])
+        _require(references == owners[block], f"block {block}: {references} references, {owners[block]} owners")
+    idle = set(free) | set(evictable)
+    _require(idle == {b for b in range(pool.num_blocks) if owners[b] == 0}, "unowned blocks are not free xor cached")
+    _require(all(pool.is_cached[b] for b in evictable), "an evictable block is not cached")
+    _require(not any(pool.is_cached[b] for b in free), "a free block is cached")
+
+
+def _check_cache(scheduler: Scheduler) -> None:
+    kv = scheduler.kv
+    mapped = dict(kv.cache.items())
+    _require(len(set(mapped.values())) == len(mapped), "a block is published twice")
+    cached = {b for b in range(kv.pool.num_blocks) if kv.pool.is_cached[b]}
+    _require(set(mapped.values()) == cached, "published and cached blocks differ")
+    position = {block: i for i, block in enumerate(kv.pool.evictable_blocks())}
+    for row in _running_rows(scheduler):
+        request, table = scheduler.rows.request(row), scheduler.rows.blocks(row).tolist()
+        for index in range(max(int(scheduler.rows.num_published[row]), 0)):
+            digest = request.block_hashes[index]
+            _require(mapped.get(digest) == table[index], f"row {row}: block {index} is not published as its own")
+    for request in scheduler.waiting.requests():
+        chain = [mapped[d] for d in request.block_hashes if d in mapped]
+        ranks = [position[b] for b in chain if b in position]
+        _require(ranks == sorted(ranks, reverse=True), "a cached parent would be evicted before its child")
+
+
+def _check_rows(scheduler: Scheduler) -> None:
+    rows, block_size = scheduler.rows, scheduler.capacity.block_size
+    running = _running_rows(scheduler)
+    _require(sorted(running + rows.free_rows()) == list(range(rows.max_rows)), "rows are not free xor taken")
+    for row in range(rows.max_rows):
+        _require((rows.admission[row] != NO_ADMISSION) == (row in set(running)), f"row {row}: admission is stale")
+    for row in running:
+        request = rows.request(row)
+        known, dispatched, settled = rows.num_tokens[row], rows.num_dispatched[row], rows.num_settled[row]
+        _require(request.row == row and request.status is RequestStatus.RUNNING, f"row {row}: request disagrees")
+        _require(settled <= dispatched < rows.max_tokens[row], f"row {row}: cursors {settled} {dispatched}")
+        _require(known <= rows.max_tokens[row], f"row {row}: log too long")
+        _require(rows.num_explicit[row] <= known, f"row {row}: lost known tokens")
+        _require(dispatched <= rows.num_blocks[row] * block_size, f"row {row}: KV beyond its table")
+        digest = extend_table_hash(0, rows.blocks(row))
+        _require(int(rows.table_hash[row]) == digest, f"row {row}: table hash is stale")
+
+
+def _check_ledger(scheduler: Scheduler) -> None:
+    ledger, rows = scheduler.ledger, scheduler.rows
+    steps = ledger.steps()
+    expected = list(range(ledger.settled_step + 1, ledger.next_step_id))
+    _require([s.step_id for s in steps] == expected, "steps in flight are not consecutive")
+    _require(ledger.num_tokens == sum(s.num_tokens for s in steps), "tokens in flight miscounted")
+    last_end: dict[int, int] = {}
+    for step in steps:
+        for row, admission, end in zip(
+            step.rows.tolist(), step.admissions.tolist(), step.end_positions.tolist(), strict=True
+        ):
+            if rows.admission[row] == admission:
+                _require(end > last_end.get(row, int(rows.num_settled[row])), f"row {row}: steps out of order")
+                last_end[row] = end
+    for row in _running_rows(scheduler):
+        in_flight_end = last_end.get(row, int(rows.num_settled[row]))
+        _require(in_flight_end == rows.num_dispatched[row], f"row {row}: ledger ends at {in_flight_end}")

@@ -1,0 +1,69 @@
+"""Which block holds which prefix: a map from chained block digests to block ids.
+
+Digest of a block = SHA-256(digest of the block before it || its token ids as little-endian int64), started from the
+tenant's salt. The scheme is Megatron-core's, with the whole digest as the key and a salt as the root.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def hash_blocks(parent: bytes, token_ids: NDArray[np.int32], block_size: int) -> list[bytes]:
+    """Digests of the full blocks of ``token_ids``, which continue the chain that ends in ``parent``."""
+    count = len(token_ids) // block_size
+    data = memoryview(token_ids[: count * block_size].astype("<i8").tobytes())
+    stride = block_size * 8
+    digests = []
+    for i in range(count):
+        parent = hashlib.sha256(parent + data[i * stride : (i + 1) * stride]).digest()
+        digests.append(parent)
+    return digests
+
+
+class PrefixCache:
+    """Published blocks. A digest stays pending until the plan that fills its block has been dispatched."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._digest_of: dict[int, bytes] = {}
+        self._pending: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def begin_plan(self) -> None:
+        """What the previous plan fills can be hit from now on: later plans run later."""
+        self._pending.clear()
+
+    def match(self, digests: Sequence[bytes], limit: int) -> list[int] | None:
+        """Blocks of the longest published prefix, at most ``limit``; None if it is worth waiting one plan for more."""
+        blocks = []
+        for digest in digests[:limit]:
+            if digest in self._pending:
+                return None
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def publish(self, digest: bytes, block: int, *, pending: bool) -> bool:
+        """Make ``block`` known under ``digest``; False if another block already is."""
+        if digest in self._block_of:
+            return False
+        self._block_of[digest] = block
+        self._digest_of[block] = digest
+        if pending:
+            self._pending.add(digest)
+        return True
+
+    def forget(self, block: int) -> None:
+        """The block is evicted."""
+        del self._block_of[self._digest_of.pop(block)]
+
+    def items(self) -> list[tuple[bytes, int]]:
+        """Digests and blocks, for integrity checks."""
+        return list(self._block_of.items())
