@@ -35,6 +35,9 @@ class SchedulerSettings(BaseSettings):
     queue_timeout: float = Field(30.0, gt=0, description="seconds a request may wait while no executor is ready")
     lease: float = Field(2.0, gt=0, description="seconds of silence after which an executor is taken for dead")
     shutdown_grace: float = Field(3.0, ge=0, description="seconds that running requests get when the scheduler stops")
+    check_integrity: bool = Field(
+        False, description="check all bookkeeping whenever the cluster falls idle; an error stops the scheduler"
+    )
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
 
     @property

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler_service.core.request import FinishReason, Request, RequestStatus, SamplingParams
+from scheduler_service.core.row_table import MAX_STOP_TOKEN_IDS
 from scheduler_service.core.scheduler import ExecutorCapacity, FinishedRequest, Outputs, Scheduler
 from scheduler_service.core.step_plan import StepPlan, StepResult
 from scheduler_service.core.waiting_queue import WaitingQueue
@@ -50,8 +51,10 @@ class Cluster:
         """Queue a request; its end if it cannot be taken."""
         if handle in self._requests:
             return FinishedRequest(handle, FinishReason.REJECTED, message="the handle is in use")
+        if not len(prompt_token_ids) or max_tokens < 1 or len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            return FinishedRequest(handle, FinishReason.REJECTED, message="the request was not validated")
         if len(self._front) >= self._max_queued_requests:
-            return FinishedRequest(handle, FinishReason.REJECTED, message="the queue is full")
+            return FinishedRequest(handle, FinishReason.OVERLOADED, message="the queue is full")
         if len(prompt_token_ids) + max_tokens > self.max_total_tokens:
             message = f"prompt and max_tokens exceed the {self.max_total_tokens} tokens that the cluster can hold"
             return FinishedRequest(handle, FinishReason.REJECTED, message=message)

@@ -20,7 +20,8 @@ class FinishReason(Enum):
     STOP = auto()  # sampled an end-of-sequence or stop id
     LENGTH = auto()
     ABORT = auto()
-    REJECTED = auto()  # could never fit, or the queue is full
+    REJECTED = auto()  # can never run
+    OVERLOADED = auto()  # the queue is full
     UNAVAILABLE = auto()  # waited too long for an executor
     ERROR = auto()  # failed on its executor
 

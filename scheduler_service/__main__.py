@@ -1,0 +1,82 @@
+"""``python -m scheduler_service``: starts the engine and the api processes, and ends when they must end."""
+
+import logging
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from scheduler_service.config import ProcessSpec, SchedulerSettings
+from scheduler_service.launcher import Launcher, StartError
+from scheduler_service.listen import PortInUseError, reserve_port
+from scheduler_service.process import configure_logging, die_with_parent
+
+USAGE_ERROR = 2
+
+
+def main() -> int:
+    """Run a scheduler; prints where it listens on stdout once it does. The exit code."""
+    if os.environ.get("BATON_DIE_WITH_PARENT"):
+        die_with_parent()
+    try:
+        settings = CliApp.run(SchedulerSettings)
+    except (ValidationError, SettingsError) as error:
+        return _fail(_first_problem(error))
+    if not (settings.model / "config.json").is_file():
+        return _fail(f"{settings.model} is no checkpoint: it has no config.json")
+    configure_logging(settings.log_level)
+    try:
+        reservation = reserve_port(settings.host, settings.port, shared=settings.api_processes > 1)
+    except PortInUseError as error:
+        return _fail(str(error))
+    with reservation, tempfile.TemporaryDirectory(prefix="baton-") as directory:
+        spec = ProcessSpec(
+            settings=settings.model_copy(update={"port": reservation.port}),
+            scheduler_id=secrets.token_hex(8),
+            engine_endpoint=f"ipc://{Path(directory) / 'engine'}",
+            reuse_port=settings.api_processes > 1,
+        )
+        return _serve(spec)
+
+
+def _serve(spec: ProcessSpec) -> int:
+    launcher = Launcher(spec)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        launcher.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        executor_endpoint = launcher.start()
+        print(f"listening: grpc {spec.settings.host}:{spec.settings.port} executors {executor_endpoint}", flush=True)
+        return launcher.supervise()
+    except StartError as error:
+        return _fail(str(error))
+    finally:
+        launcher.close()
+
+
+def _first_problem(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return str(error)
+    problem = error.errors()[0]
+    option = "--" + "-".join(str(part) for part in problem["loc"][:1]).replace("_", "-")
+    return f"{option}: {problem['msg']}"
+
+
+def _fail(message: str) -> int:
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    logging.shutdown()
+    return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

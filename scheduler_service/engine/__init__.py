@@ -1,0 +1,1 @@
+"""The engine process: clock and sockets around the core."""

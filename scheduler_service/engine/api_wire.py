@@ -1,0 +1,193 @@
+"""Frames between the engine and the api processes (engine.proto) as plain values. Generated types stop here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from baton_protos import engine_pb2 as pb
+from baton_protos import generation_pb2
+from baton_protos.columns import INT64, pack, unpack
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from scheduler_service.core.request import FinishReason, SamplingParams
+from scheduler_service.core.scheduler import FinishedRequest, Outputs
+
+_OUTCOMES = {
+    FinishReason.STOP: pb.OUTCOME_STOP,
+    FinishReason.LENGTH: pb.OUTCOME_LENGTH,
+    FinishReason.ABORT: pb.OUTCOME_ABORT,
+    FinishReason.REJECTED: pb.OUTCOME_REJECTED,
+    FinishReason.UNAVAILABLE: pb.OUTCOME_UNAVAILABLE,
+    FinishReason.ERROR: pb.OUTCOME_ERROR,
+    FinishReason.OVERLOADED: pb.OUTCOME_OVERLOADED,
+}
+
+
+class WireError(ValueError):
+    """A frame that does not decode or contradicts itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """An api process introduces itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A validated request; ``handle`` is unique within its api process."""
+
+    handle: int
+    prompt_token_ids: NDArray[np.int32]
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Ends requests; those that have already ended are ignored."""
+
+    handles: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardAbort:
+    """Caller-visible request ids for every other api process to abort; the frame is passed on as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuery:
+    """Asks for a Status with the same ``query_id``."""
+
+    query_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What requests are validated against; also the engine's sign of life."""
+
+    ready_executors: int
+    max_total_tokens: int
+    vocab_size: int
+    model_fingerprint: str
+    dtype: str
+    scheduler_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorStatus:
+    """One executor's state; the names are those of generation.proto."""
+
+    executor_id: str
+    epoch: int
+    device: str
+    running_requests: int
+    waiting_requests: int
+    max_rows: int
+    total_blocks: int
+    free_blocks: int
+    cached_blocks: int
+    used_blocks: int
+    block_size: int
+    run_ahead: int
+    inflight_steps: int
+    steps: int
+    preemptions: int
+    prefix_hit_tokens: int
+    prefix_query_tokens: int
+    starved_us: int
+    device_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The cluster's state, for one query."""
+
+    query_id: int
+    queued_requests: int
+    executors: list[ExecutorStatus]
+
+
+ToEngine = Attach | Submit | Abort | ForwardAbort | StatusQuery
+
+
+def decode(frame: bytes) -> ToEngine:
+    """One frame from an api process.
+
+    Raises:
+        WireError: it does not decode, or nothing known is inside.
+    """
+    try:
+        message = pb.ToEngine.FromString(frame)
+        match message.WhichOneof("body"):
+            case "submit":
+                return _decode_submit(message.submit)
+            case "abort":
+                return Abort(unpack(message.abort.handles, INT64).tolist())
+            case "forward_abort":
+                return ForwardAbort()
+            case "attach":
+                return Attach()
+            case "status":
+                return StatusQuery(message.status.query_id)
+            case kind:
+                raise WireError(f"unexpected body {kind}")
+    except (DecodeError, ValueError) as error:
+        raise WireError(str(error)) from error
+
+
+def _decode_submit(submit: pb.Submit) -> Submit:
+    return Submit(
+        handle=submit.handle,
+        prompt_token_ids=unpack(submit.prompt_token_ids),
+        max_tokens=submit.max_tokens,
+        stop_token_ids=tuple(unpack(submit.stop_token_ids).tolist()),
+        sampling=SamplingParams(submit.temperature, submit.top_k, submit.top_p, submit.seed),
+    )
+
+
+def encode_outputs(outputs: Outputs) -> bytes:
+    """Tokens and ends of one step or event; handles are the api process's own."""
+    batch = pb.OutputBatch(
+        handles=pack(outputs.handles, INT64),
+        token_ids=pack(outputs.token_ids),
+        finished=[_encode_finished(end) for end in outputs.finished],
+    )
+    return pb.FromEngine(outputs=batch).SerializeToString()
+
+
+def _encode_finished(end: FinishedRequest) -> pb.FinishedRequest:
+    return pb.FinishedRequest(
+        handle=end.handle,
+        outcome=_OUTCOMES[end.reason],
+        cached_tokens=end.num_cached_tokens,
+        message=end.message,
+    )
+
+
+def encode_limits(limits: Limits) -> bytes:
+    """The frame that every api process gets on attaching, on every change, and as a sign of life."""
+    message = pb.Limits(
+        ready_executors=limits.ready_executors,
+        max_total_tokens=limits.max_total_tokens,
+        vocab_size=limits.vocab_size,
+        model_fingerprint=limits.model_fingerprint,
+        dtype=limits.dtype,
+        scheduler_id=limits.scheduler_id,
+    )
+    return pb.FromEngine(limits=message).SerializeToString()
+
+
+def encode_forward_abort(frame: bytes) -> bytes:
+    """The frame that passes on a ForwardAbort ``frame`` of another api process."""
+    return pb.FromEngine(forward_abort=pb.ToEngine.FromString(frame).forward_abort).SerializeToString()
+
+
+def encode_status(status: Status) -> bytes:
+    """The answer to a StatusQuery."""
+    executors = [
+        generation_pb2.ExecutorStatus(**{name: getattr(executor, name) for name in ExecutorStatus.__slots__})
+        for executor in status.executors
+    ]
+    message = pb.Status(query_id=status.query_id, queued_requests=status.queued_requests, executors=executors)
+    return pb.FromEngine(status=message).SerializeToString()

@@ -1,0 +1,40 @@
+"""The cluster's state for a status query."""
+
+from scheduler_service.core.cluster import Cluster
+from scheduler_service.core.scheduler import Scheduler
+from scheduler_service.engine.api_wire import ExecutorStatus, Status
+from scheduler_service.engine.executor_registry import ExecutorRegistry, Session
+
+
+def cluster_status(query_id: int, cluster: Cluster, registry: ExecutorRegistry) -> Status:
+    """All executors that take plans, in the order in which they joined."""
+    executors = [
+        _executor_status(scheduler, registry.sessions[executor_id])
+        for executor_id, scheduler in cluster.executors.items()
+    ]
+    return Status(query_id, cluster.num_queued, executors)
+
+
+def _executor_status(scheduler: Scheduler, session: Session) -> ExecutorStatus:
+    pool, stats, capacity = scheduler.kv.pool, scheduler.stats, scheduler.capacity
+    return ExecutorStatus(
+        executor_id=session.hello.executor_id,
+        epoch=session.epoch,
+        device=session.hello.device,
+        running_requests=scheduler.num_running,
+        waiting_requests=scheduler.num_waiting,
+        max_rows=capacity.max_rows,
+        total_blocks=pool.num_blocks,
+        free_blocks=pool.num_free,
+        cached_blocks=pool.num_evictable,
+        used_blocks=pool.num_used,
+        block_size=capacity.block_size,
+        run_ahead=scheduler.run_ahead.depth,
+        inflight_steps=len(scheduler.ledger),
+        steps=scheduler.ledger.num_dispatched_steps,
+        preemptions=stats.preemptions,
+        prefix_hit_tokens=stats.prefix_hit_tokens,
+        prefix_query_tokens=stats.prefix_query_tokens,
+        starved_us=stats.starved_us,
+        device_us=stats.device_us,
+    )
