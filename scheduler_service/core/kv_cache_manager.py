@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler_service.core.block_pool import BlockPool
-from scheduler_service.core.prefix_cache import PrefixCache, hash_blocks
+from scheduler_service.core.prefix_cache import TOKEN_BYTES, PrefixCache, hash_block, hash_blocks, token_bytes
 from scheduler_service.core.request import Request
 from scheduler_service.core.row_table import Rows, RowTable
 
@@ -53,40 +53,54 @@ class KVCacheManager:
 
     def publish_dispatched(self, request: Request, row: int) -> None:
         """Publish the blocks of known tokens that the plan being built fills."""
-        published = int(self._rows.num_published[row])
-        if published == _PUBLISHES_NO_MORE:
+        first = int(self._rows.num_published[row])
+        if first == _PUBLISHES_NO_MORE:
             return
-        for index in range(published, int(self._rows.num_dispatched[row]) // self._block_size):
-            if not self._publish(row, index, request.block_hashes[index], pending=True):
-                return
+        last = int(self._rows.num_dispatched[row]) // self._block_size
+        blocks = self._rows.block_table[row, first:last]
+        count = 0
+        for digest, block in zip(request.block_hashes[first:last], blocks.tolist(), strict=True):
+            if not self.cache.publish(digest, block, pending=True):
+                break
+            count += 1
+        self.pool.is_cached[blocks[:count]] = True
+        self._rows.num_published[row] = first + count if count == len(blocks) else _PUBLISHES_NO_MORE
 
     def publish_settled(self, rows: Rows, num_settled: NDArray[np.int32]) -> None:
-        """Publish the generated block that each of ``rows`` has just filled; its tokens and KV are settled."""
-        index = num_settled // self._block_size - 1
-        fresh = self._rows.num_published[rows] == index
+        """Publish the generated block that each of ``rows`` has just filled; its tokens and KV are settled.
+
+        A row publishes below its own published chain only, and stops for good where another block already has the
+        digest: a cached block's parent in the cache is always the parent in its owner's table, which is what makes
+        eviction in release order leaf-first.
+        """
+        table, block_size = self._rows, self._block_size
+        index = num_settled // block_size - 1
+        fresh = table.num_published[rows] == index
         rows, index = rows[fresh], index[fresh]
-        columns = index[:, None] * self._block_size + np.arange(self._block_size)
-        token_ids = self._rows.token_log[rows[:, None], columns]
-        for row, block_index, block_tokens in zip(rows.tolist(), index.tolist(), token_ids, strict=True):
+        blocks = table.block_table[rows, index]
+        token_ids = table.token_log[rows[:, None], index[:, None] * block_size + np.arange(block_size)]
+        digests = self._digests(rows.tolist(), index.tolist(), token_ids)
+        published = np.array(
+            [self.cache.publish(d, b, pending=False) for d, b in zip(digests, blocks.tolist(), strict=True)], np.bool_
+        )
+        self.pool.is_cached[blocks[published]] = True
+        table.num_published[rows] = np.where(published, index + 1, _PUBLISHES_NO_MORE)
+
+    def _digests(self, rows: list[int], index: list[int], token_ids: NDArray[np.int32]) -> list[bytes]:
+        """Digest of block ``index[i]`` of each row, whose tokens are ``token_ids[i]``; remembered by the request."""
+        stride = self._block_size * TOKEN_BYTES
+        data = token_bytes(token_ids)
+        digests = []
+        offset = 0
+        for row, block_index in zip(rows, index, strict=True):
             request = self._rows.request(row)
             hashes = request.block_hashes
             if len(hashes) == block_index:
-                hashes.extend(hash_blocks(hashes[-1] if hashes else request.salt, block_tokens, self._block_size))
-            self._publish(row, block_index, hashes[block_index], pending=False)
-
-    def _publish(self, row: int, index: int, digest: bytes, *, pending: bool) -> bool:
-        """Publish one block of a row, always below the row's own published chain.
-
-        When another block already has the digest, the row publishes no more: a cached block's parent in the cache is
-        always the parent in its owner's table, which is what makes eviction in release order leaf-first.
-        """
-        block = int(self._rows.block_table[row, index])
-        if not self.cache.publish(digest, block, pending=pending):
-            self._rows.num_published[row] = _PUBLISHES_NO_MORE
-            return False
-        self.pool.is_cached[block] = True
-        self._rows.num_published[row] = index + 1
-        return True
+                parent = hashes[-1] if hashes else request.salt
+                hashes.append(hash_block(parent, data[offset : offset + stride]))
+            digests.append(hashes[block_index])
+            offset += stride
+        return digests
 
     def _hash_known_tokens(self, request: Request) -> None:
         hashes = request.block_hashes

@@ -10,15 +10,26 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+TOKEN_BYTES = 8
+
+
+def token_bytes(token_ids: NDArray[np.int32]) -> bytes:
+    """Token ids as they are hashed."""
+    return token_ids.astype("<i8").tobytes()
+
+
+def hash_block(parent: bytes, data: bytes) -> bytes:
+    """Digest of the block whose ``token_bytes`` are ``data``, after the block with digest ``parent``."""
+    return hashlib.sha256(parent + data).digest()
+
 
 def hash_blocks(parent: bytes, token_ids: NDArray[np.int32], block_size: int) -> list[bytes]:
     """Digests of the full blocks of ``token_ids``, which continue the chain that ends in ``parent``."""
-    count = len(token_ids) // block_size
-    data = memoryview(token_ids[: count * block_size].astype("<i8").tobytes())
-    stride = block_size * 8
+    stride = block_size * TOKEN_BYTES
+    data = token_bytes(token_ids)
     digests = []
-    for i in range(count):
-        parent = hashlib.sha256(parent + data[i * stride : (i + 1) * stride]).digest()
+    for i in range(len(token_ids) // block_size):
+        parent = hash_block(parent, data[i * stride : (i + 1) * stride])
         digests.append(parent)
     return digests
 

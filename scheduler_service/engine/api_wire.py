@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from baton_protos import engine_pb2 as pb
-from baton_protos import generation_pb2
-from baton_protos.columns import INT64, pack, unpack
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from baton_protos import engine_pb2 as pb
+from baton_protos import generation_pb2
+from baton_protos.columns import INT64, pack, unpack
 from scheduler_service.core.request import FinishReason, SamplingParams
 from scheduler_service.core.scheduler import FinishedRequest, Outputs
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from baton_protos import execution_pb2 as pb
-from baton_protos.columns import UINT8, UINT32, pack, unpack
 from google.protobuf.message import DecodeError
 
+from baton_protos import execution_pb2 as pb
+from baton_protos.columns import UINT8, UINT32, pack, unpack
 from scheduler_service.core.step_plan import Admission, StepPlan, StepResult, StepTimings
 
 PROTOCOL_VERSION = 1
