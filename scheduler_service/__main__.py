@@ -9,10 +9,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
-
-from scheduler_service.config import ProcessSpec, SchedulerSettings
+from scheduler_service.config import ConfigError, ProcessSpec, load_settings
 from scheduler_service.launcher import Launcher, StartError
 from scheduler_service.listen import PortInUseError, reserve_port
 from scheduler_service.process import configure_logging, die_with_parent
@@ -25,9 +22,9 @@ def main() -> int:
     if os.environ.get("BATON_DIE_WITH_PARENT"):
         die_with_parent()
     try:
-        settings = CliApp.run(SchedulerSettings)
-    except (ValidationError, SettingsError) as error:
-        return _fail(_first_problem(error))
+        settings = load_settings(sys.argv[1:])
+    except ConfigError as error:
+        return _fail(str(error))
     if not (settings.model / "config.json").is_file():
         return _fail(f"{settings.model} is no checkpoint: it has no config.json")
     configure_logging(settings.log_level)
@@ -61,14 +58,6 @@ def _serve(spec: ProcessSpec) -> int:
         return _fail(str(error))
     finally:
         launcher.close()
-
-
-def _first_problem(error: ValidationError | SettingsError) -> str:
-    if isinstance(error, SettingsError):
-        return str(error)
-    problem = error.errors()[0]
-    option = "--" + "-".join(str(part) for part in problem["loc"][:1]).replace("_", "-")
-    return f"{option}: {problem['msg']}"
 
 
 def _fail(message: str) -> int:

@@ -1,25 +1,40 @@
-"""Settings of the scheduler: flags override environment (``BATON_...``), which overrides the configuration file."""
+"""Settings of the scheduler: flags override environment (``BATON_SCHEDULER_...``), which overrides the TOML file."""
 
+import os
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 RunAhead = Literal["auto"] | Annotated[int, Field(ge=1, le=8)]
+
+_ENV_PREFIX = "BATON_SCHEDULER_"
+
+
+class ConfigError(Exception):
+    """The settings are wrong; the message is one line for a person."""
 
 
 class SchedulerSettings(BaseSettings):
     """The scheduler: gRPC for callers, request state, KV block bookkeeping, step plans for executors."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BATON_",
-        toml_file="baton.toml",
+        env_prefix=_ENV_PREFIX,
         cli_prog_name="python -m scheduler_service",
         cli_kebab_case=True,
         cli_implicit_flags=True,
-        extra="ignore",
+        cli_exit_on_error=False,
+        extra="forbid",
     )
 
     model: Path = Field(description="checkpoint directory: config.json, tokenizer.json and the chat template are read")
@@ -39,6 +54,7 @@ class SchedulerSettings(BaseSettings):
         False, description="check all bookkeeping whenever the cluster falls idle; an error stops the scheduler"
     )
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
+    config: Path | None = Field(None, description="TOML file with these settings, spelled with underscores")
 
     @property
     def model_name(self) -> str:
@@ -55,6 +71,48 @@ class SchedulerSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+def load_settings(arguments: Sequence[str]) -> SchedulerSettings:
+    """Settings from command-line ``arguments``, environment and TOML file. ``--help`` prints and exits.
+
+    Raises:
+        ConfigError: a value is missing, unknown or out of range.
+    """
+    path = _config_path(arguments)
+
+    class WithFile(SchedulerSettings):
+        __doc__ = SchedulerSettings.__doc__
+        model_config = SettingsConfigDict(toml_file=path)
+
+    try:
+        if path is not None and not path.is_file():
+            raise ConfigError(f"--config: cannot read {path}")
+        return WithFile(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from error
+    except SettingsError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config: {path} is not TOML: {error}") from error
+
+
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    """The file is needed before the flags are parsed, since its values are their defaults."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--config":
+            return Path(following)
+        if argument.startswith("--config="):
+            return Path(argument.removeprefix("--config="))
+    path = os.environ.get(f"{_ENV_PREFIX}CONFIG")
+    return Path(path) if path else None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors()
+    field = problems[0]["loc"][0]
+    option = "--" + str(field).replace("_", "-")
+    return f"{option}: " + " or ".join(problem["msg"] for problem in problems if problem["loc"][0] == field)
 
 
 class ProcessSpec(BaseModel):

@@ -28,7 +28,8 @@ def main() -> int:
         api = bind_router(context, spec.engine_endpoint, _API_QUEUE)
         executors = bind_router(context, spec.settings.executor_endpoint, _EXECUTOR_QUEUE)
     except zmq.ZMQError as error:
-        print(f"error: cannot listen on {spec.settings.executor_endpoint}: {error.strerror}", file=sys.stderr)
+        reason = zmq.strerror(error.errno or 0)
+        print(f"error: cannot listen on {spec.settings.executor_endpoint}: {reason}", file=sys.stderr)
         return 2
     loop = EngineLoop(spec, api, executors)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
