@@ -3,6 +3,7 @@
 import os
 import tomllib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,7 +100,7 @@ def load_settings(arguments: Sequence[str]) -> SchedulerSettings:
 
 def _config_path(arguments: Sequence[str]) -> Path | None:
     """The file is needed before the flags are parsed, since its values are their defaults."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         if argument == "--config":
             return Path(following)
         if argument.startswith("--config="):

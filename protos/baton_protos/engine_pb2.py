@@ -25,33 +25,35 @@ _sym_db = _symbol_database.Default()
 from baton_protos import generation_pb2 as baton__protos_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton_protos/engine.proto\x12\x0f\x62\x61ton.engine.v1\x1a\x1d\x62\x61ton_protos/generation.proto\"\xc7\x01\n\x08ToEngine\x12)\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.AttachH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.engine.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.engine.v1.AbortH\x00\x12.\n\x06status\x18\x04 \x01(\x0b\x32\x1c.baton.engine.v1.StatusQueryH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x05\x10\n\"\xa1\x01\n\nFromEngine\x12)\n\x06limits\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.LimitsH\x00\x12/\n\x07outputs\x18\x02 \x01(\x0b\x32\x1c.baton.engine.v1.OutputBatchH\x00\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x17.baton.engine.v1.StatusH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x05\x10\n\"\x08\n\x06\x41ttach\"\xa5\x01\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x04 \x01(\x0c\x12\x13\n\x0btemperature\x18\x05 \x01(\x02\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05top_p\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x06J\x04\x08\t\x10\x14\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"\x95\x01\n\x06Limits\x12\x17\n\x0fready_executors\x18\x01 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x14\n\x0cscheduler_id\x18\x06 \x01(\tJ\x04\x08\n\x10\x14\"z\n\x0f\x46inishedRequest\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.baton.engine.v1.Outcome\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\tJ\x04\x08\x06\x10\n\"k\n\x0bOutputBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x32\n\x08\x66inished\x18\x03 \x03(\x0b\x32 .baton.engine.v1.FinishedRequestJ\x04\x08\x04\x10\n\"\x1f\n\x0bStatusQuery\x12\x10\n\x08query_id\x18\x01 \x01(\x04\"`\n\x06Status\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12+\n\texecutors\x18\x03 \x03(\x0b\x32\x18.baton.v1.ExecutorStatus*\x9d\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_STOP\x10\x01\x12\x12\n\x0eOUTCOME_LENGTH\x10\x02\x12\x11\n\rOUTCOME_ABORT\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x05\x12\x11\n\rOUTCOME_ERROR\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton_protos/engine.proto\x12\x0f\x62\x61ton.engine.v1\x1a\x1d\x62\x61ton_protos/generation.proto\"\xff\x01\n\x08ToEngine\x12)\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.AttachH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.engine.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.engine.v1.AbortH\x00\x12.\n\x06status\x18\x04 \x01(\x0b\x32\x1c.baton.engine.v1.StatusQueryH\x00\x12\x36\n\rforward_abort\x18\n \x01(\x0b\x32\x1d.baton.engine.v1.ForwardAbortH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x05\x10\n\"\xd9\x01\n\nFromEngine\x12)\n\x06limits\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.LimitsH\x00\x12/\n\x07outputs\x18\x02 \x01(\x0b\x32\x1c.baton.engine.v1.OutputBatchH\x00\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x17.baton.engine.v1.StatusH\x00\x12\x36\n\rforward_abort\x18\n \x01(\x0b\x32\x1d.baton.engine.v1.ForwardAbortH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x05\x10\n\"\x08\n\x06\x41ttach\"\xa5\x01\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x04 \x01(\x0c\x12\x13\n\x0btemperature\x18\x05 \x01(\x02\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05top_p\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x06J\x04\x08\t\x10\x14\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"#\n\x0c\x46orwardAbort\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x95\x01\n\x06Limits\x12\x17\n\x0fready_executors\x18\x01 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x14\n\x0cscheduler_id\x18\x06 \x01(\tJ\x04\x08\n\x10\x14\"z\n\x0f\x46inishedRequest\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.baton.engine.v1.Outcome\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\tJ\x04\x08\x06\x10\n\"k\n\x0bOutputBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x32\n\x08\x66inished\x18\x03 \x03(\x0b\x32 .baton.engine.v1.FinishedRequestJ\x04\x08\x04\x10\n\"\x1f\n\x0bStatusQuery\x12\x10\n\x08query_id\x18\x01 \x01(\x04\"`\n\x06Status\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12+\n\texecutors\x18\x03 \x03(\x0b\x32\x18.baton.v1.ExecutorStatus*\xb5\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_STOP\x10\x01\x12\x12\n\x0eOUTCOME_LENGTH\x10\x02\x12\x11\n\rOUTCOME_ABORT\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x05\x12\x11\n\rOUTCOME_ERROR\x10\x06\x12\x16\n\x12OUTCOME_OVERLOADED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton_protos.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1164
-  _globals['_OUTCOME']._serialized_end=1321
+  _globals['_OUTCOME']._serialized_start=1313
+  _globals['_OUTCOME']._serialized_end=1494
   _globals['_TOENGINE']._serialized_start=78
-  _globals['_TOENGINE']._serialized_end=277
-  _globals['_FROMENGINE']._serialized_start=280
-  _globals['_FROMENGINE']._serialized_end=441
-  _globals['_ATTACH']._serialized_start=443
-  _globals['_ATTACH']._serialized_end=451
-  _globals['_SUBMIT']._serialized_start=454
-  _globals['_SUBMIT']._serialized_end=619
-  _globals['_ABORT']._serialized_start=621
-  _globals['_ABORT']._serialized_end=645
-  _globals['_LIMITS']._serialized_start=648
-  _globals['_LIMITS']._serialized_end=797
-  _globals['_FINISHEDREQUEST']._serialized_start=799
-  _globals['_FINISHEDREQUEST']._serialized_end=921
-  _globals['_OUTPUTBATCH']._serialized_start=923
-  _globals['_OUTPUTBATCH']._serialized_end=1030
-  _globals['_STATUSQUERY']._serialized_start=1032
-  _globals['_STATUSQUERY']._serialized_end=1063
-  _globals['_STATUS']._serialized_start=1065
-  _globals['_STATUS']._serialized_end=1161
+  _globals['_TOENGINE']._serialized_end=333
+  _globals['_FROMENGINE']._serialized_start=336
+  _globals['_FROMENGINE']._serialized_end=553
+  _globals['_ATTACH']._serialized_start=555
+  _globals['_ATTACH']._serialized_end=563
+  _globals['_SUBMIT']._serialized_start=566
+  _globals['_SUBMIT']._serialized_end=731
+  _globals['_ABORT']._serialized_start=733
+  _globals['_ABORT']._serialized_end=757
+  _globals['_FORWARDABORT']._serialized_start=759
+  _globals['_FORWARDABORT']._serialized_end=794
+  _globals['_LIMITS']._serialized_start=797
+  _globals['_LIMITS']._serialized_end=946
+  _globals['_FINISHEDREQUEST']._serialized_start=948
+  _globals['_FINISHEDREQUEST']._serialized_end=1070
+  _globals['_OUTPUTBATCH']._serialized_start=1072
+  _globals['_OUTPUTBATCH']._serialized_end=1179
+  _globals['_STATUSQUERY']._serialized_start=1181
+  _globals['_STATUSQUERY']._serialized_end=1212
+  _globals['_STATUS']._serialized_start=1214
+  _globals['_STATUS']._serialized_end=1310
 # @@protoc_insertion_point(module_scope)

@@ -17,6 +17,7 @@ class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTCOME_REJECTED: _ClassVar[Outcome]
     OUTCOME_UNAVAILABLE: _ClassVar[Outcome]
     OUTCOME_ERROR: _ClassVar[Outcome]
+    OUTCOME_OVERLOADED: _ClassVar[Outcome]
 OUTCOME_UNSPECIFIED: Outcome
 OUTCOME_STOP: Outcome
 OUTCOME_LENGTH: Outcome
@@ -24,28 +25,33 @@ OUTCOME_ABORT: Outcome
 OUTCOME_REJECTED: Outcome
 OUTCOME_UNAVAILABLE: Outcome
 OUTCOME_ERROR: Outcome
+OUTCOME_OVERLOADED: Outcome
 
 class ToEngine(_message.Message):
-    __slots__ = ("attach", "submit", "abort", "status")
+    __slots__ = ("attach", "submit", "abort", "status", "forward_abort")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_ABORT_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     submit: Submit
     abort: Abort
     status: StatusQuery
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ...) -> None: ...
+    forward_abort: ForwardAbort
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
 
 class FromEngine(_message.Message):
-    __slots__ = ("limits", "outputs", "status")
+    __slots__ = ("limits", "outputs", "status", "forward_abort")
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_ABORT_FIELD_NUMBER: _ClassVar[int]
     limits: Limits
     outputs: OutputBatch
     status: Status
-    def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., outputs: _Optional[_Union[OutputBatch, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+    forward_abort: ForwardAbort
+    def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., outputs: _Optional[_Union[OutputBatch, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ()
@@ -76,6 +82,12 @@ class Abort(_message.Message):
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+
+class ForwardAbort(_message.Message):
+    __slots__ = ("request_ids",)
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    request_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("ready_executors", "max_total_tokens", "vocab_size", "model_fingerprint", "dtype", "scheduler_id")

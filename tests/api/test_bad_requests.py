@@ -1,0 +1,193 @@
+"""Every bad input gets a typed error that names the field, and the engine never hears of it."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from baton_protos import generation_pb2 as pb
+
+from .conftest import Serve, until, write_checkpoint
+from .fake_engine import FakeEngine
+
+NAN, INF = float("nan"), float("inf")
+
+
+def ids(*token_ids: int) -> pb.TokenIds:
+    return pb.TokenIds(ids=token_ids)
+
+
+def chat(*messages: tuple[str, str]) -> pb.ChatMessages:
+    return pb.ChatMessages(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
+
+
+def request(**fields: Any) -> pb.GenerateRequest:
+    if not fields.keys() & {"text", "token_ids", "chat", "prompt"}:
+        fields["token_ids"] = ids(5, 6, 7)
+    fields.pop("prompt", None)
+    return pb.GenerateRequest(**fields)
+
+
+def sampling(**fields: Any) -> pb.GenerateRequest:
+    return request(sampling=pb.SamplingParams(**fields))
+
+
+def stop(**fields: Any) -> pb.GenerateRequest:
+    return request(stop=pb.StopConditions(**fields))
+
+
+INVALID = {
+    "no prompt": (request(prompt=None), "prompt"),
+    "empty text": (request(text=""), "text"),
+    "5 MB of text": (request(text="the quick brown fox " * 250_000), "text"),
+    "5 MB of two-byte text": (request(text="é" * 2_500_000), "text"),
+    "text longer than the context": (request(text="x y " * 1000), "text"),
+    "no ids": (request(token_ids=ids()), "token_ids"),
+    "ids out of the vocabulary": (request(token_ids=ids(5, 512)), "token_ids"),
+    "huge ids": (request(token_ids=ids(2**32 - 1)), "token_ids"),
+    "ids that fill the context": (request(token_ids=ids(*[5] * 1000)), "token_ids"),
+    "very many ids": (request(token_ids=ids(*[5] * 1_000_000)), "token_ids"),
+    "no messages": (request(chat=chat()), "chat"),
+    "too many messages": (request(chat=chat(*[("user", "")] * 5000)), "chat"),
+    "no role": (request(chat=chat(("", "hi"))), "chat"),
+    "long role": (request(chat=chat(("x" * 65, "hi"))), "chat"),
+    "5 MB of chat": (request(chat=chat(("user", "x" * 2_500_000), ("user", "x" * 2_500_000))), "chat"),
+    "max_tokens 0": (stop(max_tokens=0), "stop.max_tokens"),
+    "more than fits": (stop(max_tokens=998), "stop.max_tokens"),
+    "huge max_tokens": (stop(max_tokens=2**32 - 1), "stop.max_tokens"),
+    "stop id out of the vocabulary": (stop(stop_token_ids=[512]), "stop.stop_token_ids"),
+    "too many stop ids": (stop(stop_token_ids=range(10, 25)), "stop.stop_token_ids"),
+    "temperature -1": (sampling(temperature=-1), "sampling.temperature"),
+    "temperature 101": (sampling(temperature=101), "sampling.temperature"),
+    "temperature NaN": (sampling(temperature=NAN), "sampling.temperature"),
+    "temperature inf": (sampling(temperature=INF), "sampling.temperature"),
+    "top_p 0": (sampling(top_p=0), "sampling.top_p"),
+    "top_p 2": (sampling(top_p=2), "sampling.top_p"),
+    "top_p NaN": (sampling(top_p=NAN), "sampling.top_p"),
+    "top_p -inf": (sampling(top_p=-INF), "sampling.top_p"),
+    "top_k above the vocabulary": (sampling(top_k=513), "sampling.top_k"),
+    "long request id": (request(request_id="x" * 129), "request_id"),
+    "unprintable request id": (request(request_id="a\nb"), "request_id"),
+}
+
+GOOD = {
+    "largest max_tokens": stop(max_tokens=997),
+    "14 stop ids besides the checkpoint's two": stop(stop_token_ids=range(10, 24), max_tokens=1),
+    "extremes": request(
+        sampling=pb.SamplingParams(temperature=100, top_p=1e-6, top_k=512),
+        stop=pb.StopConditions(max_tokens=1, ignore_eos=True, stop_token_ids=[511]),
+        request_id="ü" * 128,
+        model="tiny",
+    ),
+    "almost the whole context": request(token_ids=ids(*[511] * 999)),
+    "empty content": request(chat=chat(("user", "")), stop=pb.StopConditions(max_tokens=1)),
+}
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, list[str], Any]:
+    """Status, fields in BadRequest, and the RetryInfo if any."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    status = rpc_status.from_call(error.value)
+    fields: list[str] = []
+    retry = None
+    for detail in status.details if status else ():
+        bad, info = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(bad):
+            fields += [violation.field for violation in bad.field_violations]
+        elif detail.Unpack(info):
+            retry = info
+    return error.value.code(), fields, retry
+
+
+async def first(call: Any) -> Any:
+    return await anext(aiter(call))
+
+
+@pytest.mark.parametrize("name", INVALID)
+async def test_invalid(name: str, engine: FakeEngine, stub: Any) -> None:
+    bad, field = INVALID[name]
+    for call in (stub.Generate(bad), first(stub.GenerateStream(bad))):
+        assert await failure(call) == (grpc.StatusCode.INVALID_ARGUMENT, [field], None)
+    assert not engine.submits
+
+
+@pytest.mark.parametrize("name", GOOD)
+async def test_accepted(name: str, engine: FakeEngine, stub: Any) -> None:
+    await stub.Generate(GOOD[name])
+    assert len(engine.submits) == 1
+
+
+async def test_unknown_model(stub: Any) -> None:
+    assert await failure(stub.Generate(request(model="other"))) == (grpc.StatusCode.NOT_FOUND, ["model"], None)
+
+
+async def test_messages(serve: Serve, tmp_path: Path) -> None:
+    echo = "{{ raise_exception(messages[0].content) }}"
+    stub = (await serve(model=write_checkpoint(tmp_path, chat_template=echo))).stub
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.Generate(sampling(top_p=2))
+    assert error.value.details() == "sampling.top_p: must be a number above 0 and at most 1"
+    # Long ones are cut, or the trailers would burst.
+    long = request(chat=chat(("user", "日🙂" * 10_000)))
+    assert (await failure(stub.Generate(long)))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, ["chat"])
+
+
+async def test_no_executor_ever(engine: FakeEngine, serve: Serve) -> None:
+    engine.limits.Clear()
+    stub = (await serve(attached=False)).stub
+    await until(lambda: engine.peers)
+    code, _, retry = await failure(stub.Generate(request()))
+    assert code == grpc.StatusCode.UNAVAILABLE and retry.retry_delay.ToMilliseconds() > 0
+    # What is wrong with a request does not depend on executors, and must not be tried again.
+    assert (await failure(stub.Generate(sampling(top_p=2))))[0] == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_executors_gone_for_a_while(engine: FakeEngine, stub: Any) -> None:
+    await engine.set_limits(ready_executors=0)
+    await stub.Generate(stop(max_tokens=3))  # the engine queues it
+
+
+async def test_bounded_requests(engine: FakeEngine, serve: Serve) -> None:
+    stub = (await serve(max_queued_requests=2)).stub
+    engine.paused = True
+    running = [asyncio.ensure_future(stub.Generate(stop(max_tokens=3))) for _ in range(2)]
+    await until(lambda: len(engine.submits) == 2)
+    code, _, retry = await failure(stub.Generate(stop(max_tokens=3)))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED and retry.retry_delay.ToMilliseconds() > 0
+    engine.paused = False
+    await asyncio.gather(*running)
+    await stub.Generate(stop(max_tokens=3))
+
+
+async def test_without_tokenizer_ids_still_work(serve: Serve, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    stub = (await serve(model=folder)).stub
+    response = await stub.Generate(stop(max_tokens=3))
+    assert len(response.samples[0].token_ids) == 3 and not response.samples[0].text
+    missing = grpc.StatusCode.FAILED_PRECONDITION
+    assert (await failure(stub.Generate(request(text="hi"))))[:2] == (missing, ["text"])
+    assert (await failure(stub.Generate(request(chat=chat(("user", "hi"))))))[:2] == (missing, ["chat"])
+    assert (await failure(stub.Generate(request(output=pb.OutputOptions(text=True)))))[:2] == (missing, ["output.text"])
+    assert (await failure(stub.Tokenize(pb.TokenizeRequest(text="hi"))))[:2] == (missing, ["text"])
+    assert (await failure(stub.Detokenize(pb.DetokenizeRequest(token_ids=[5]))))[:2] == (missing, ["token_ids"])
+
+
+async def test_without_template_text_still_works(serve: Serve, tmp_path: Path) -> None:
+    stub = (await serve(model=write_checkpoint(tmp_path, chat_template=None))).stub
+    await stub.Generate(request(text="hi", stop=pb.StopConditions(max_tokens=1)))
+    code, fields, _ = await failure(stub.Generate(request(chat=chat(("user", "hi")))))
+    assert (code, fields) == (grpc.StatusCode.FAILED_PRECONDITION, ["chat"])
+    assert not (await stub.GetModelInfo(pb.GetModelInfoRequest())).has_chat_template
+
+
+async def test_bad_tokenize_and_detokenize(stub: Any) -> None:
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    assert (await failure(stub.Tokenize(pb.TokenizeRequest())))[:2] == (invalid, ["prompt"])
+    assert (await failure(stub.Tokenize(pb.TokenizeRequest(text="x" * 5_000_000))))[:2] == (invalid, ["text"])
+    assert (await failure(stub.Detokenize(pb.DetokenizeRequest(token_ids=[512]))))[:2] == (invalid, ["token_ids"])
