@@ -8,17 +8,14 @@ to 79 tokens so that each step fills one block in sixteen rows, as in a running 
 import argparse
 import gc
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from baton_protos import execution_pb2
+from benchmarks.environment import environment
 from scheduler_service.core.cluster import Cluster
 from scheduler_service.core.request import SamplingParams
 from scheduler_service.core.scheduler import ExecutorCapacity, Outputs
@@ -141,25 +138,6 @@ def _summary(times: list[list[float]]) -> dict[str, float]:
     }
 
 
-def _environment() -> dict[str, object]:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "bench": "environment",
-        "commit": commit,
-        "cpu": _cpu_model(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     """Print one JSON line per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,7 +145,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256, help="timed steps per repeat")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(json.dumps(_environment()), flush=True)
+    print(json.dumps(environment("numpy", "protobuf")), flush=True)
     for running in args.running:
         print(json.dumps(bench_core(running, args.steps, args.repeats)), flush=True)
     for running in args.running:

@@ -64,6 +64,17 @@ class Outputs:
     finished: list[FinishedRequest]
 
 
+def merge(outputs: list[Outputs]) -> Outputs:
+    """Several outputs as one, in order; ``outputs`` is not empty."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return Outputs(
+        np.concatenate([part.handles for part in outputs]),
+        np.concatenate([part.token_ids for part in outputs]),
+        [end for part in outputs for end in part.finished],
+    )
+
+
 @dataclass(slots=True)
 class SchedulerStats:
     """Counters since the executor joined."""
@@ -334,11 +345,7 @@ class Scheduler:
         settled = self._append_tokens(rows[holds & good], ends[holds & good], token_ids[holds & good])
         late = self._settle_departed(admissions[~holds], token_ids[~holds], good[~holds])
         self._forget_vacant_rows()
-        return Outputs(
-            np.concatenate([settled.handles, late.handles]),
-            np.concatenate([settled.token_ids, late.token_ids]),
-            failed + settled.finished + late.finished,
-        )
+        return merge([Outputs(late.handles[:0], late.token_ids[:0], failed), settled, late])
 
     def _append_tokens(self, rows: Rows, ends: Int32s, token_ids: Int32s) -> Outputs:
         stopped, at_limit = self.rows.append_token_each(rows, token_ids)

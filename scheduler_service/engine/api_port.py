@@ -93,23 +93,26 @@ class ApiPort:
 
     def deliver(self, outputs: Outputs) -> None:
         """Send each process its part of what became known."""
+        if len(self._routing_ids) == 1:
+            (number,) = self._routing_ids
+            self._deliver_part(number, outputs)  # what is not this process's is an ended one's: it has no such handle
+            return
         owners = outputs.handles >> _PEER_SHIFT
         finished: dict[int, list[FinishedRequest]] = {}
         for end in outputs.finished:
             finished.setdefault(end.handle >> _PEER_SHIFT, []).append(end)
         for number in sorted(set(np.unique(owners).tolist()) | finished.keys()):
-            routing_id = self._routing_ids.get(number)
-            if routing_id is None:
-                continue
             mine = owners == number
-            ends = finished.get(number, [])
-            self._peers[routing_id].handles.difference_update(end.handle for end in ends)
-            part = Outputs(
-                outputs.handles[mine] & _OWN_HANDLE,
-                outputs.token_ids[mine],
-                [
-                    FinishedRequest(end.handle & _OWN_HANDLE, end.reason, end.num_cached_tokens, end.message)
-                    for end in ends
-                ],
-            )
-            self.send(routing_id, api_wire.encode_outputs(part))
+            part = Outputs(outputs.handles[mine], outputs.token_ids[mine], finished.get(number, []))
+            self._deliver_part(number, part)
+
+    def _deliver_part(self, number: int, part: Outputs) -> None:
+        routing_id = self._routing_ids.get(number)
+        if routing_id is None:
+            return
+        self._peers[routing_id].handles.difference_update(end.handle for end in part.finished)
+        ends = [
+            FinishedRequest(end.handle & _OWN_HANDLE, end.reason, end.num_cached_tokens, end.message)
+            for end in part.finished
+        ]
+        self.send(routing_id, api_wire.encode_outputs(Outputs(part.handles & _OWN_HANDLE, part.token_ids, ends)))

@@ -12,7 +12,7 @@ from scheduler_service.config import ProcessSpec
 from scheduler_service.core.cluster import Cluster
 from scheduler_service.core.inflight import ResultMismatchError
 from scheduler_service.core.invariants import check_integrity
-from scheduler_service.core.scheduler import FinishedRequest, Outputs
+from scheduler_service.core.scheduler import FinishedRequest, Outputs, merge
 from scheduler_service.engine import api_wire
 from scheduler_service.engine.api_port import ApiPort, Peer
 from scheduler_service.engine.executor_registry import (
@@ -52,6 +52,7 @@ class EngineLoop:
         self._dtype = ""
         self._next_limits = 0.0
         self._stopping = False
+        self._outputs: list[Outputs] = []
         self._was_idle = True
         self._poller = zmq.Poller()
         self._poller.register(api, zmq.POLLIN)
@@ -82,6 +83,7 @@ class EngineLoop:
             self._finish(self._cluster.expire(now, self._queue_timeout))
             self._push_limits()
         self._dispatch(now)
+        self._deliver()
         self._abort_orphans()
         self._check_when_idle()
 
@@ -122,7 +124,7 @@ class EngineLoop:
         except ResultMismatchError as error:
             self._handle(self._registry.lose(event.executor_id, str(error)), now)
             return
-        self._api.deliver(outputs)
+        self._outputs.append(outputs)
 
     def _dispatch(self, now: float) -> None:
         """Send plans while there are credits and work, one per executor and round, then all frames."""
@@ -182,7 +184,13 @@ class EngineLoop:
 
     def _finish(self, ends: list[FinishedRequest]) -> None:
         if ends:
-            self._api.deliver(Outputs(np.zeros(0, np.int64), np.zeros(0, np.int32), ends))
+            self._outputs.append(Outputs(np.zeros(0, np.int64), np.zeros(0, np.int32), ends))
+
+    def _deliver(self) -> None:
+        """Send what this turn has brought, after the plans: executors must not wait, callers may for a moment."""
+        outputs, self._outputs = self._outputs, []
+        if outputs:
+            self._api.deliver(merge(outputs))
 
     def _abort_orphans(self) -> None:
         """End the requests of api processes that are gone."""

@@ -1,0 +1,108 @@
+"""What happens once a launched step has run: timings, result, or a fault of the device."""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from executor_service.step_output import StepOutput
+from executor_service.step_plan import Fault, FaultCode, StepResult, StepTimings
+
+MAX_LAUNCHED_STEPS = 2
+
+_NO_STATUS = np.zeros(0, np.uint8)
+
+
+class ResultSink(Protocol):
+    """Where results and faults go: the link."""
+
+    def result(self, epoch: int, result: StepResult) -> None:
+        """Send a step's result."""
+
+    def fault(self, epoch: int, fault: Fault) -> None:
+        """Report that nothing more of ``epoch`` will be applied."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaunchedStep:
+    """A step on the device. Times are ``time.monotonic`` seconds; ``after_idle`` also marks the first of an epoch."""
+
+    epoch: int
+    step_id: int
+    output: StepOutput
+    arrived_at: float
+    launched_at: float
+    plans_queued: int
+    after_idle: bool
+
+
+class Completer(Protocol):
+    """Takes launched steps and sees to their results."""
+
+    def submit(self, step: LaunchedStep) -> None:
+        """Take over ``step``; returns when the next one may be launched."""
+
+
+class InlineCompleter:
+    """Completes a step in the calling thread."""
+
+    def __init__(self, sink: ResultSink) -> None:
+        self._sink = sink
+        self._device_free_at = 0.0
+
+    def submit(self, step: LaunchedStep) -> None:
+        """Wait for the step's tokens and send them."""
+        try:
+            token_ids, row_ok = step.output.wait()
+        except Exception as error:  # whatever an asynchronous kernel raised
+            self._sink.fault(step.epoch, fault_of(step.step_id, error))
+            return
+        done_at = time.monotonic()
+        # a plan that arrived before the last step was done never kept the device waiting
+        starved = 0.0 if step.after_idle else max(0.0, step.arrived_at - self._device_free_at)
+        began_at = max(step.launched_at, self._device_free_at)
+        self._device_free_at = done_at
+        timings = StepTimings(
+            queued_us=_microseconds(step.launched_at - step.arrived_at),
+            device_us=_microseconds(done_at - began_at),
+            starved_us=_microseconds(starved),
+            plans_queued=step.plans_queued,
+        )
+        status = _NO_STATUS if row_ok.all() else (~row_ok).astype(np.uint8)
+        self._sink.result(step.epoch, StepResult(step.step_id, token_ids, status, timings))
+
+
+class ThreadCompleter:
+    """Completes steps in order in a thread of its own, so that the main thread can launch the next one meanwhile."""
+
+    def __init__(self, sink: ResultSink) -> None:
+        self._inline = InlineCompleter(sink)
+        self._steps: queue.SimpleQueue[LaunchedStep] = queue.SimpleQueue()
+        self._may_launch = threading.Semaphore(MAX_LAUNCHED_STEPS - 1)
+        threading.Thread(target=self._run, name="copy-wait", daemon=True).start()
+
+    def submit(self, step: LaunchedStep) -> None:
+        """Queue the step; returns when another one may be launched."""
+        self._steps.put(step)
+        self._may_launch.acquire()
+
+    def _run(self) -> None:
+        while True:
+            self._inline.submit(self._steps.get())
+            self._may_launch.release()
+
+
+def fault_of(step_id: int, error: Exception) -> Fault:
+    """The fault that an exception from the model amounts to."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    code = FaultCode.OUT_OF_MEMORY if out_of_memory else FaultCode.DEVICE_ERROR
+    first_line = (str(error).splitlines() or [""])[0]
+    return Fault(step_id, code, f"{type(error).__name__}: {first_line}")
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)

@@ -1,0 +1,163 @@
+"""Puts an executor together from its settings."""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from executor_service.batch_builder import BatchBuilder
+from executor_service.batch_dimensions import token_rounder
+from executor_service.block_tables import BlockTables
+from executor_service.completion import Completer, InlineCompleter, ThreadCompleter
+from executor_service.config import ConfigError, ExecutorSettings
+from executor_service.executor import Executor, StepLauncher
+from executor_service.fingerprint import kernel_fingerprint, model_fingerprint
+from executor_service.inbox import Inbox, Stop
+from executor_service.kv_cache import KVCache
+from executor_service.link import EndpointError, Link
+from executor_service.memory import default_kv_bytes
+from executor_service.model_runner import ModelRunner, SampledTokens
+from executor_service.models import ModelConfig, UnsupportedCheckpointError, load_config
+from executor_service.plan_applier import PlanApplier, PlanLimits
+from executor_service.row_state import RowState
+from executor_service.step_output import DeviceStepOutput, HostStepOutput, StepOutput
+from executor_service.warmup import warm_up
+from executor_service.weights import load_model
+from executor_service.wire import Capacity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What settings and checkpoint amount to, before any memory is taken."""
+
+    config: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    block_size: int
+    max_model_len: int
+    max_rows: int
+
+    @property
+    def blocks_per_row(self) -> int:
+        """Blocks of the longest sequence."""
+        return -(-self.max_model_len // self.block_size)
+
+
+def serve(settings: ExecutorSettings) -> Stop:
+    """Load the model, dial the scheduler, follow its plans; returns why it stopped.
+
+    Raises:
+        ConfigError: the settings, or the checkpoint they name, cannot be served.
+    """
+    inbox = Inbox()
+    try:
+        link = Link(settings.scheduler, settings.identity, secrets.randbits(64), inbox)
+    except EndpointError as error:
+        raise ConfigError(f"--scheduler: {error}") from error
+    try:
+        launcher, capacity = _prepare(settings)
+        completer: Completer = InlineCompleter(link) if capacity.device == "cpu" else ThreadCompleter(link)
+        link.start(capacity)
+        return Executor(inbox, link, launcher, completer).run()
+    finally:
+        link.close()
+
+
+def _prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity]:
+    began = time.monotonic()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        shape = _shape(settings, load_config(settings.model))
+        model = load_model(settings.model, shape.device, shape.dtype)
+        fingerprint = model_fingerprint(settings.model)
+    except (UnsupportedCheckpointError, OSError) as error:
+        raise ConfigError(f"--model: {error}") from error
+    kv_cache = _allocate_kv_cache(settings, shape)
+    limits = PlanLimits(shape.max_rows, settings.max_batched_tokens, shape.max_model_len, shape.config.vocab_size)
+    launcher = _build_launcher(shape, limits, ModelRunner(model, kv_cache), kv_cache.num_blocks)
+    warm_up(launcher, shape.block_size)
+    logger.info(
+        "ready in %.1f s: %s on %s, %s, %d blocks of %d tokens",
+        time.monotonic() - began,
+        settings.model,
+        shape.device,
+        shape.dtype,
+        kv_cache.num_blocks,
+        shape.block_size,
+    )
+    return launcher, Capacity(
+        executor_id=settings.identity,
+        model=settings.model.resolve().name,
+        model_fingerprint=fingerprint,
+        kernel_fingerprint=kernel_fingerprint(shape.device, shape.dtype, shape.block_size),
+        device=shape.device.type,
+        dtype=str(shape.dtype).removeprefix("torch."),
+        vocab_size=limits.vocab_size,
+        max_model_len=limits.max_model_len,
+        block_size=shape.block_size,
+        num_blocks=kv_cache.num_blocks,
+        max_rows=limits.max_rows,
+        max_batched_tokens=limits.max_batched_tokens,
+    )
+
+
+def _shape(settings: ExecutorSettings, config: ModelConfig) -> _Shape:
+    longest = config.max_position_embeddings
+    max_model_len = settings.max_model_len or longest
+    if max_model_len > longest:
+        raise ConfigError(f"--max-model-len: {max_model_len} is more than the {longest} positions of the checkpoint")
+    return _Shape(
+        config=config,
+        device=_device(settings.device),
+        dtype=config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        block_size=settings.block_size,
+        max_model_len=max_model_len,
+        max_rows=min(settings.max_rows, settings.max_batched_tokens),  # every running row must fit into a step
+    )
+
+
+def _device(name: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ConfigError("--device: there is no CUDA device")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape) -> KVCache:
+    """As many blocks as were asked for or as fit into what the weights left, but no more than could ever be used."""
+    num_blocks = settings.num_blocks
+    if num_blocks is None:
+        per_block = KVCache.bytes_per_block(shape.config, shape.block_size, shape.dtype)
+        memory = default_kv_bytes(shape.device) if settings.kv_memory is None else int(settings.kv_memory)
+        fitting = memory // per_block - 1  # one more is the dummy block
+        if fitting < 1:
+            raise ConfigError(f"--kv-memory: {memory} bytes do not hold two blocks of {per_block} bytes")
+        num_blocks = min(fitting, shape.max_rows * shape.blocks_per_row)
+    try:
+        return KVCache.allocate(shape.config, num_blocks, shape.block_size, shape.device, shape.dtype)
+    except RuntimeError as error:  # torch's, for want of memory
+        raise ConfigError(f"{num_blocks} KV blocks do not fit into the memory of {shape.device}") from error
+
+
+def _build_launcher(shape: _Shape, limits: PlanLimits, runner: ModelRunner, num_blocks: int) -> StepLauncher:
+    rows = RowState(shape.max_rows, shape.device)
+    tables = BlockTables(shape.max_rows, shape.blocks_per_row, num_blocks, shape.block_size)
+    rounder = token_rounder(shape.device, shape.dtype, torch.get_num_threads())
+    start_copy: Callable[[SampledTokens], StepOutput] = HostStepOutput
+    if shape.device.type == "cuda":
+        side_stream = torch.cuda.Stream(shape.device)  # type: ignore[no-untyped-call]
+        start_copy = partial(DeviceStepOutput, copy_stream=side_stream)
+    return StepLauncher(
+        rows,
+        PlanApplier(limits, rows, tables),
+        BatchBuilder(rows, tables, shape.device, rounder),
+        runner,
+        start_copy,
+    )
