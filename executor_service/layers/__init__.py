@@ -1,0 +1,1 @@
+"""Building blocks of models: linears, embeddings, norms, rotary positions, attention."""

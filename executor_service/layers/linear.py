@@ -1,0 +1,54 @@
+"""Linear layers, split the way tensor parallelism splits them: columns first, rows second.
+
+Weights are [out, in] as in checkpoints. Each layer names the checkpoint tensors it is made of and the part of its own
+parameters that each one fills, so that merged weights are loaded in place.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MergedColumnParallelLinear(nn.Module):
+    """Several projections of the same input as one product; query, key and value, or gate and up."""
+
+    def __init__(
+        self, input_size: int, output_sizes: Mapping[str, int], bias: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self._output_sizes = dict(output_sizes)
+        self.weight = empty_parameter((sum(output_sizes.values()), input_size), device, dtype)
+        self.bias = empty_parameter((sum(output_sizes.values()),), device, dtype) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, sum of output sizes]."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(``name.weight`` or ``name.bias``, the view that it fills) of each projection."""
+        sizes = list(self._output_sizes.values())
+        for name, part in zip(self._output_sizes, torch.split(self.weight, sizes), strict=True):
+            yield f"{name}.weight", part
+        if self.bias is not None:
+            for name, part in zip(self._output_sizes, torch.split(self.bias, sizes), strict=True):
+                yield f"{name}.bias", part
+
+
+class RowParallelLinear(nn.Module):
+    """The projection back to the hidden size after a column-parallel layer."""
+
+    def __init__(self, input_size: int, output_size: int, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = empty_parameter((output_size, input_size), device, dtype)
+        self.bias = empty_parameter((output_size,), device, dtype) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+def empty_parameter(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    """Uninitialised memory that loading fills."""
+    return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)

@@ -1,0 +1,1 @@
+"""What layers need to know about a step, computed once per step."""

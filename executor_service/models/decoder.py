@@ -1,0 +1,127 @@
+"""The dense decoder-only transformer of the Llama, Qwen2 and Qwen3 families; ``ModelConfig`` says how they differ."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from executor_service.layers.attention import Attention
+from executor_service.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from executor_service.layers.linear import MergedColumnParallelLinear, RowParallelLinear, empty_parameter
+from executor_service.layers.norm import RMSNorm
+from executor_service.layers.rotary import RotaryEmbedding
+from executor_service.models.config import ModelConfig
+from kernels.activation import silu_and_mul
+from kernels.rotary import apply_rotary
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions, in Qwen3 with normalised query and key heads."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self._sizes = [query_size, kv_size, kv_size]
+        projections = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv_proj = MergedColumnParallelLinear(config.hidden_size, projections, config.qkv_bias, device, dtype)
+        self.o_proj = RowParallelLinear(query_size, config.hidden_size, config.output_bias, device, dtype)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype) if config.qk_norm else None
+        self.attention = Attention(config.head_dim)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[T, hidden] to [T, hidden]; cos and sin as in ``RotaryEmbedding.angles``."""
+        projected: Tensor = self.qkv_proj(hidden)
+        parts = torch.split(projected, self._sizes, dim=-1)
+        query, key, value = (torch.unflatten(part, 1, (-1, self._head_dim)) for part in parts)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        output: Tensor = self.o_proj(self.attention(query, key, value).flatten(1))
+        return output
+
+
+class FeedForward(nn.Module):
+    """SiLU-gated feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        projections = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+        self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, projections, config.mlp_bias, device, dtype)
+        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, config.mlp_bias, device, dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[T, hidden] to [T, hidden]."""
+        output: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(hidden)))
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward with their norms; the residual stream is passed beside the layer's output."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, device, dtype)
+        self.mlp = FeedForward(config, device, dtype)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """(output not yet added, residual), both [T, hidden]; the first layer has no residual yet."""
+        if residual is None:
+            hidden, residual = self.input_layernorm(hidden), hidden
+        else:
+            hidden, residual = self.input_layernorm.add(hidden, residual)
+        hidden, residual = self.post_attention_layernorm.add(self.self_attn(hidden, cos, sin), residual)
+        return self.mlp(hidden), residual
+
+
+class CausalLM(nn.Module):
+    """A language model over a paged KV cache. Parameters are uninitialised until a checkpoint is loaded."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, device, dtype)
+        self.layers = nn.ModuleList(DecoderLayer(config, device, dtype) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
+        self.lm_head = ParallelLMHead(
+            self.embed_tokens.weight
+            if config.tie_word_embeddings
+            else empty_parameter((config.vocab_size, config.hidden_size), device, dtype)
+        )
+        self._rotary = RotaryEmbedding(config.rope, device)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """int64 [T] token ids and positions to normalised hidden states [T, hidden]. Needs an inference context."""
+        cos, sin = self._rotary.angles(positions)
+        hidden: Tensor = self.embed_tokens(input_ids)
+        first, *rest = self.layers
+        hidden, residual = first(hidden, None, cos, sin)
+        for layer in rest:
+            hidden, residual = layer(hidden, residual, cos, sin)
+        return self.norm.add(hidden, residual)[0]
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[S, hidden] to float32 [S, vocabulary]."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits
+
+    def attention_layers(self) -> list[Attention]:
+        """In layer order; each takes one pair of tensors of a KV cache."""
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in a Hugging Face checkpoint, the part of a parameter that it fills), each tensor once."""
+        yield "model.embed_tokens.weight", self.embed_tokens.weight
+        yield "model.norm.weight", self.norm.weight
+        if not self.config.tie_word_embeddings:
+            yield "lm_head.weight", self.lm_head.weight
+        for name, module in self.layers.named_modules(prefix="model.layers"):
+            if isinstance(module, MergedColumnParallelLinear):
+                parent = name.rpartition(".")[0]
+                yield from ((f"{parent}.{part}", tensor) for part, tensor in module.checkpoint_tensors())
+            else:
+                yield from module.named_parameters(prefix=name, recurse=False)

@@ -1,0 +1,15 @@
+"""Gated activations of feed-forward layers."""
+
+from torch import Tensor
+
+from kernels.activation import reference
+
+__all__ = ["silu_and_mul"]
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` of the two halves of the last dimension. gate_up: [T, 2 * I]; returns [T, I], same dtype.
+
+    silu is computed in float32 and rounded to the dtype before the product, as in the checkpoints' own code.
+    """
+    return reference.silu_and_mul(gate_up)
