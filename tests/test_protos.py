@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from baton_protos import engine_pb2, execution_pb2, generation_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
+from baton_protos import engine_pb2, execution_pb2, generation_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = ROOT / "protos" / "baton_protos"

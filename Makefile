@@ -1,0 +1,71 @@
+# Baton's tasks; `make` lists them.
+VENV ?= .venv
+TORCH := $(shell grep '^torch==' constraints.txt)
+# The first Python that constraints.txt is made for; `make PYTHON=python3.x` takes another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+# Where generated code goes; tests compare it with what is committed.
+PROTOS_OUT ?= protos
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos
+PROTOS := $(patsubst protos/%,%,$(wildcard protos/baton_protos/*.proto))
+
+MODEL ?=
+EXECUTORS ?= 1
+PORT ?= 50051
+
+.PHONY: help setup protos run-cluster test test-slow lint format types bench-core clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv with everything in it [PYTHON=python3.x] [TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu]
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  [ -n "$(PYTHON)" ] || { echo 'error: Baton needs Python 3.11 to 3.13; name one with PYTHON=...' >&2; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || { echo 'error: $(PYTHON) is not Python 3.11 or newer; name another with PYTHON=...' >&2; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); \
+	fi
+	@echo 'installing into $(VENV); the first time this takes minutes' >&2
+	@$(PIP) install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
+	@$(PIP) install -c constraints.txt -e '.[scheduler,executor,dev]'
+	@touch $@
+
+protos: $(STAMP) ## generate the code beside protos/baton_protos/*.proto
+	@mkdir -p $(PROTOS_OUT)
+	@$(PROTOC) --python_out=$(PROTOS_OUT) --pyi_out=$(PROTOS_OUT) $(PROTOS)
+	@$(PROTOC) --grpc_python_out=$(PROTOS_OUT) baton_protos/generation.proto
+
+# exec: signals find the cluster itself, with no shell in between.
+run-cluster: $(STAMP) ## run a scheduler and executors here [MODEL=dir] [EXECUTORS=n] [PORT=p]
+	@exec $(BIN)/baton cluster --interrupt-ok $(if $(MODEL),--model '$(MODEL)') --executors $(EXECUTORS) --port $(PORT)
+
+test: $(STAMP) ## run the tests that every change must pass
+	@$(BIN)/pytest -q -m 'not slow'
+
+test-slow: $(STAMP) ## run the tests that take longer than CI wants
+	@$(BIN)/pytest -q -m slow
+
+lint: $(STAMP) ## check style and layout
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+
+format: $(STAMP) ## fix what can be fixed of style and layout
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+types: $(STAMP) ## check types, strictly
+	@$(BIN)/mypy
+
+bench-core: $(STAMP) ## measure the scheduling core
+	@$(BIN)/python benchmarks/bench_core.py
+
+clean: ## remove caches and build output; the environment stays
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,209 @@
+"""The asyncio client."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from baton import messages
+from baton.channel import HEALTH_METHOD, HEALTH_REQUEST, HEALTH_SERVING, channel_options
+from baton.errors import DeadlineExceededError, RequestCancelledError, UnavailableError, error_from_call
+from baton.folding import StreamFolder
+from baton.messages import GenerateOptions
+from baton.values import ChatMessage, ClusterStatus, Completion, Delta, ModelInfo, Prompt
+from baton_protos import generation_pb2 as pb
+from baton_protos.generation_pb2_grpc import GenerationStub
+
+_POLL_SECONDS = 0.1
+
+
+class AsyncStream(AsyncIterator[Delta]):
+    """A running request: iterate for its deltas, then read ``completion``.
+
+    Closing it early aborts the request: by ``close()``, by leaving an ``async with`` block, by dropping the last
+    reference, or by cancelling the task that waits for the next delta.
+    """
+
+    def __init__(self, call: Any, target: str) -> None:
+        self._call = call
+        self._target = target
+        self._folder = StreamFolder()
+
+    @property
+    def request_id(self) -> str:
+        """The request's id; empty before the first delta."""
+        return self._folder.request_id
+
+    @property
+    def completion(self) -> Completion:
+        """The finished request.
+
+        Raises:
+            RuntimeError: the stream has not been read to its end.
+        """
+        if (completion := self._folder.completion) is None:
+            raise RuntimeError("the stream has not been read to its end; result() does that")
+        return completion
+
+    async def result(self) -> Completion:
+        """Reads what is left of the stream and returns the finished request; raises as iterating does."""
+        async for _ in self:
+            pass
+        return self.completion
+
+    def close(self) -> None:
+        """Aborts the request unless it has ended. May be called any number of times, from the event loop's thread."""
+        self._call.cancel()
+
+    async def __anext__(self) -> Delta:
+        """The next delta.
+
+        Raises:
+            StopAsyncIteration: the request has ended; ``completion`` is there.
+            BatonError: the request failed, the connection was lost, or the stream was closed.
+        """
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                if (delta := self._folder.add(response)) is not None:
+                    return delta
+        except grpc.RpcError as error:
+            raise error_from_call(error, self._target) from error
+        except asyncio.CancelledError:
+            if _cancelled_by_caller():
+                self.close()
+                raise
+            raise RequestCancelledError("the stream was closed") from None
+        except BaseException:
+            self.close()
+            raise
+        self._folder.finished()
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """Talks to a Baton scheduler from an event loop; the asyncio twin of ``Client``, with the same errors.
+
+    Args:
+        target: the scheduler's gRPC address, ``"host:port"``.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._connection: tuple[Any, Any] | None = None
+
+    async def generate(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Completion:
+        """Runs a request to its end; see ``Client.generate``."""
+        request = messages.generate_request(prompt, **options)
+        return messages.completion(await self._call(self._stub.Generate, request, timeout))
+
+    def stream(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncStream:
+        """Like ``generate``, but returns at once and yields the output as it comes. Needs a running event loop."""
+        request = messages.generate_request(prompt, **options)
+        return AsyncStream(self._stub.GenerateStream(request, timeout=timeout), self.target)
+
+    async def abort(self, *request_ids: str, timeout: float | None = None) -> None:
+        """Ends running requests; they finish with ``FinishReason.ABORT``. Unknown ids are ignored."""
+        await self._call(self._stub.Abort, pb.AbortRequest(request_ids=request_ids), timeout)
+
+    async def tokenize(
+        self,
+        prompt: str | Sequence[ChatMessage] | Sequence[Mapping[str, str]],
+        *,
+        timeout: float | None = None,
+    ) -> tuple[int, ...]:
+        """The token ids of a text or a conversation."""
+        return tuple((await self._call(self._stub.Tokenize, messages.tokenize_request(prompt), timeout)).token_ids)
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, timeout: float | None = None
+    ) -> str:
+        """The text of token ids."""
+        request = messages.detokenize_request(token_ids, skip_special_tokens)
+        return str((await self._call(self._stub.Detokenize, request, timeout)).text)
+
+    async def model_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """The served model."""
+        return messages.model_info(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
+
+    async def cluster_status(self, *, timeout: float | None = None) -> ClusterStatus:
+        """The scheduler's view of its executors and queues."""
+        request = pb.GetClusterStatusRequest()
+        return messages.cluster_status(await self._call(self._stub.GetClusterStatus, request, timeout))
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        """Returns once the scheduler serves: it is up and has an executor.
+
+        Raises:
+            UnavailableError: not within ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        health = self._channel.unary_unary(HEALTH_METHOD)
+        while True:
+            try:
+                if await self._call(health, HEALTH_REQUEST, 1.0) == HEALTH_SERVING:
+                    return
+                reason = "it has no executor that is ready"
+            except (UnavailableError, DeadlineExceededError) as error:
+                reason = error.message
+            if deadline is not None and time.monotonic() >= deadline:
+                raise UnavailableError(f"{self.target} is not ready after {timeout:g} s: {reason}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def close(self) -> None:
+        """Ends the connection and every stream on it."""
+        if self._connection is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _channel(self) -> Any:
+        return self._connect()[0]
+
+    @property
+    def _stub(self) -> Any:
+        return self._connect()[1]
+
+    def _connect(self) -> tuple[Any, Any]:
+        # Not in the constructor: a channel belongs to the event loop it was made in.
+        if self._connection is None:
+            channel = grpc.aio.insecure_channel(self.target, options=channel_options())
+            self._connection = (channel, GenerationStub(channel))  # type: ignore[no-untyped-call]
+        return self._connection
+
+    async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise error_from_call(error, self.target) from error
+        except asyncio.CancelledError:
+            if _cancelled_by_caller():
+                raise
+            raise RequestCancelledError("the client was closed") from None
+
+
+def _cancelled_by_caller() -> bool:
+    """Whether a CancelledError means that this task is being cancelled; grpc raises it for closed calls, too."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

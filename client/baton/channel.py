@@ -1,0 +1,45 @@
+"""How the clients' gRPC channels are set up."""
+
+import json
+from collections.abc import Sequence
+
+SERVICE = "baton.v1.Generation"
+# The standard health service, spoken in raw bytes: a request for the whole server ("") is an empty message, and the
+# only answer of interest is {status: SERVING}. That spares callers the grpcio-health-checking package.
+HEALTH_METHOD = "/grpc.health.v1.Health/Check"
+HEALTH_REQUEST = b""
+HEALTH_SERVING = b"\x08\x01"
+
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": SERVICE}],
+            # gRPC retries only while nothing of an answer has arrived, so no token is ever repeated.
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+def channel_options() -> Sequence[tuple[str, int | str]]:
+    """Options of a channel to a scheduler."""
+    return (
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # One connection per client object: several clients spread over a scheduler's api processes.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    )

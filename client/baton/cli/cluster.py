@@ -1,0 +1,138 @@
+"""``baton cluster``."""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from baton.checkpoints import TINY_PYTHON
+from baton.cli.generate import DEFAULT_SERVER
+from baton.cli.outcome import exit_codes
+from baton.client import Client
+from baton.cluster_options import ClusterOptions
+from baton.errors import BatonError
+from baton.local_cluster import LocalCluster
+
+RunAhead = Literal["auto", "1", "2", "3", "4", "5", "6", "7", "8"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+_QUIET_SECONDS = 5.0
+
+
+def cluster(
+    model: Annotated[
+        Path, typer.Option(help="Checkpoint directory.", metavar="DIR", show_default="the shipped tiny_python")
+    ] = TINY_PYTHON,
+    executors: Annotated[int, typer.Option(min=1, max=64, help="Executor processes.")] = 1,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port on 127.0.0.1; 0 picks a free one.")] = 50051,
+    api_processes: Annotated[int, typer.Option(min=1, max=64, help="gRPC processes of the scheduler.")] = 1,
+    run_ahead: Annotated[RunAhead, typer.Option(help="Unacknowledged plans per executor.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ... (default: the checkpoint's).")] = "",
+    kv_memory: Annotated[str, typer.Option(help="KV cache of each executor, such as 2GiB (default: its choice).")] = "",
+    num_blocks: Annotated[int | None, typer.Option(min=1, help="KV blocks of each executor, instead.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Compute threads of each executor (default: the cores, shared out).")
+    ] = None,
+    max_batched_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in one step.")] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="Of all processes.")] = "warning",
+    log_dir: Annotated[
+        Path | None, typer.Option(help="One log file per process goes here (default: stderr).", metavar="DIR")
+    ] = None,
+    interrupt_ok: Annotated[
+        bool, typer.Option("--interrupt-ok", hidden=True, help="Exit with 0 on Ctrl-C, so that make keeps quiet.")
+    ] = False,
+) -> None:
+    """Run a scheduler and executors on this machine until Ctrl-C."""
+    options = ClusterOptions(
+        model=model,
+        executors=executors,
+        port=port,
+        api_processes=api_processes,
+        run_ahead=run_ahead,
+        dtype=dtype,
+        kv_memory=kv_memory,
+        num_blocks=num_blocks,
+        threads=threads,
+        max_batched_tokens=max_batched_tokens,
+        log_level=log_level,
+        log_dir=log_dir,
+    )
+    reporter = _TerminalReporter()
+    local = LocalCluster(options, reporter)
+    signals = _StopSignals(local)
+    with exit_codes():
+        try:
+            local.start()
+            reporter.finish_progress()
+            print(_ready_line(local, executors), flush=True)
+            local.wait()
+        except BatonError:
+            if not signals.received:
+                raise
+        finally:
+            local.stop()
+            reporter.finish_progress()
+    if interrupt_ok and signals.received == signal.SIGINT:
+        return
+    raise typer.Exit(128 + signals.received)
+
+
+class _StopSignals:
+    """The first Ctrl-C, SIGTERM or SIGHUP stops the cluster in order, the second at once."""
+
+    def __init__(self, local: LocalCluster) -> None:
+        self._local = local
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            self._local.request_kill()
+            return
+        self.received = number
+        self._local.request_stop()
+
+
+class _TerminalReporter:
+    """A spinner on a terminal, now and then a line elsewhere; all on stderr, so that stdout is the ready line."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._spinner: Status | None = None
+        self._began = self._last_line = time.monotonic()
+
+    def progress(self, text: str) -> None:
+        now = time.monotonic()
+        text = f"{text} ({now - self._began:.0f} s)"
+        if self._console.is_terminal:
+            if self._spinner is None:
+                self._spinner = self._console.status(text)
+                self._spinner.start()
+            self._spinner.update(text)
+        elif now - self._last_line >= _QUIET_SECONDS:
+            self._last_line = now
+            self.event(text)
+
+    def finish_progress(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+    def event(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def log(self, process: str, line: str) -> None:
+        self._console.print(f"[{process}] {line}", markup=False)
+
+
+def _ready_line(local: LocalCluster, executors: int) -> str:
+    with Client(local.address) as client:
+        model = client.model_info()
+    server = "" if local.address == DEFAULT_SERVER else f" --server {local.address}"
+    many = f"{executors} executor" + ("s" if executors > 1 else "")
+    return f"ready: grpc {local.address}, model {model.model}, {many}; try: baton generate{server} 'def fibonacci(n):'"

@@ -1,0 +1,156 @@
+"""A baton.v1 server that says what a test tells it to, on an event loop in a thread of its own."""
+# ruff: noqa: N802 - gRPC names the methods
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from baton_protos import generation_pb2 as pb
+from baton_protos import generation_pb2_grpc
+
+# A step of a scripted stream: send this, end the call with this status, or stay silent until it is cancelled.
+SILENCE = "silence"
+Step = pb.GenerateStreamResponse | grpc.Status | str
+
+
+def start(**fields: Any) -> pb.GenerateStreamResponse:
+    values = {"request_id": "r1", "seed": 7, "model_fingerprint": "f", "prompt_token_ids": [1, 2], "prompt_tokens": 2}
+    return pb.GenerateStreamResponse(start=pb.StreamStart(**{**values, **fields}))
+
+
+def chunk(token_index: int, token_ids: Sequence[int], text: str, text_offset: int) -> pb.GenerateStreamResponse:
+    return pb.GenerateStreamResponse(
+        chunk=pb.StreamChunk(token_index=token_index, token_ids=token_ids, text=text, text_offset=text_offset)
+    )
+
+
+def end(completion_tokens: int, reason: pb.FinishReason = pb.FINISH_REASON_LENGTH) -> pb.GenerateStreamResponse:
+    usage = pb.Usage(prompt_tokens=2, cached_tokens=1, completion_tokens=completion_tokens)
+    return pb.GenerateStreamResponse(end=pb.StreamEnd(finish_reason=reason, usage=usage))
+
+
+def failure(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Status:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return rpc_status.to_status(status)
+
+
+class FakeServer:
+    """Starts on ``with``.
+
+    Attributes:
+        stream: the steps of the next GenerateStream calls.
+        answer: what Generate answers, or the status it ends with.
+        requests: what Generate and GenerateStream were asked.
+        refusals: this many calls of Generate and GenerateStream end UNAVAILABLE before anything else.
+        cancelled: set when a call of GenerateStream is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.stream: list[Step] = []
+        self.answer: pb.GenerateResponse | grpc.Status = pb.GenerateResponse()
+        self.requests: list[pb.GenerateRequest] = []
+        self.aborted: list[str] = []
+        self.refusals = 0
+        self.health = health_pb2.HealthCheckResponse.SERVING
+        self.cancelled = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._server: Any = None
+        self.address = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._run(self._start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def stop(self) -> None:
+        await self._server.stop(0)
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        future.result(10)
+
+    async def _start(self) -> None:
+        self._server = grpc.aio.server()
+        generation_pb2_grpc.add_GenerationServicer_to_server(_Servicer(self), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(_Health(self), self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        await self._server.start()
+
+
+class _Servicer(generation_pb2_grpc.GenerationServicer):
+    def __init__(self, fake: FakeServer) -> None:
+        self._fake = fake
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
+        await self._begin(request, context)
+        if isinstance(self._fake.answer, grpc.Status):
+            await context.abort_with_status(self._fake.answer)
+        return self._fake.answer
+
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
+        await self._begin(request, context)
+        try:
+            for step in self._fake.stream:
+                if isinstance(step, pb.GenerateStreamResponse):
+                    await context.write(step)
+                elif step == SILENCE:
+                    await asyncio.sleep(60)
+                else:
+                    await context.abort_with_status(step)
+        except asyncio.CancelledError:
+            self._fake.cancelled.set()
+            raise
+
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
+        self._fake.aborted.extend(request.request_ids)
+        return pb.AbortResponse()
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        texts = [request.text] if request.WhichOneof("prompt") == "text" else [m.content for m in request.chat.messages]
+        return pb.TokenizeResponse(token_ids=[ord(letter) for text in texts for letter in text])
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+        return pb.DetokenizeResponse(text="".join(chr(token) for token in request.token_ids))
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
+        return pb.GetModelInfoResponse(model="fake", vocab_size=512, eos_token_ids=[3], architectures=["Fake"])
+
+    async def GetClusterStatus(self, request: pb.GetClusterStatusRequest, context: Any) -> pb.GetClusterStatusResponse:
+        executor = pb.ExecutorStatus(
+            executor_id="executor-0", device="cpu", max_rows=256, total_blocks=100, used_blocks=25, free_blocks=75
+        )
+        return pb.GetClusterStatusResponse(scheduler_id="s", queued_requests=4, executors=[executor])
+
+    async def _begin(self, request: pb.GenerateRequest, context: Any) -> None:
+        self._fake.requests.append(request)
+        if self._fake.refusals:
+            self._fake.refusals -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
+
+
+class _Health(health_pb2_grpc.HealthServicer):
+    def __init__(self, fake: FakeServer) -> None:
+        self._fake = fake
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=self._fake.health)
