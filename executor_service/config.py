@@ -51,6 +51,8 @@ class ExecutorSettings(BaseSettings):
     max_batched_tokens: int = Field(2048, ge=1, le=1 << 20, description="tokens in a step")
     max_model_len: int | None = Field(None, ge=1, description="longest sequence; automatic: the checkpoint's")
     threads: int | None = Field(None, ge=1, description="compute threads; automatic: torch's choice")
+    metrics_host: str = Field("127.0.0.1", description="address of the Prometheus port")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 is none")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
     die_with_parent: bool = Field(False, description="end when the parent process ends (Linux)")
     config: Path | None = Field(None, description="TOML file with these settings, spelled with underscores")

@@ -38,6 +38,16 @@ class EpochLink(ResultSink, Protocol):
         """Say that ``epoch`` may begin."""
 
 
+class PlanLauncher(Protocol):
+    """Puts plans on the device, as the main loop sees it."""
+
+    def reset(self) -> None:
+        """Forget all rows."""
+
+    def launch(self, plan: StepPlan) -> StepOutput:
+        """Apply ``plan`` and launch its step."""
+
+
 class StepLauncher:
     """From a plan to a step on the device. Never waits for a value of the step it has launched."""
 
@@ -84,7 +94,7 @@ class StepLauncher:
 class Executor:
     """Follows one scheduler's plans, epoch after epoch, until told to stop."""
 
-    def __init__(self, inbox: Inbox, link: EpochLink, launcher: StepLauncher, completer: Completer) -> None:
+    def __init__(self, inbox: Inbox, link: EpochLink, launcher: PlanLauncher, completer: Completer) -> None:
         self._inbox = inbox
         self._link = link
         self._launcher = launcher

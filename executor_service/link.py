@@ -61,6 +61,11 @@ class Link:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
+    @property
+    def session(self) -> Session:
+        """What is being talked about; only to be looked at, and only once the link has started."""
+        return self._session
+
     def start(self, capacity: Capacity) -> None:
         """Start talking: everything else comes after this."""
         self._session = Session(capacity, self._boot_id, self._inbox, time.monotonic())

@@ -82,6 +82,11 @@ class Session:
         self._gap_reported = False
         self._start_hello(now)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a scheduler has welcomed this executor and been heard since."""
+        return self._epoch is not None
+
     # ---------------------------------------------------------------- time
 
     @property

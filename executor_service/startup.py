@@ -20,6 +20,7 @@ from executor_service.inbox import Inbox, Stop
 from executor_service.kv_cache import KVCache
 from executor_service.link import EndpointError, Link
 from executor_service.memory import default_kv_bytes
+from executor_service.metrics import ExecutorMetrics, MeteredLauncher, MeteredLink, serve_metrics
 from executor_service.model_runner import ModelRunner, SampledTokens
 from executor_service.models import ModelConfig, UnsupportedCheckpointError, load_config
 from executor_service.plan_applier import PlanApplier, PlanLimits
@@ -60,16 +61,23 @@ def serve(settings: ExecutorSettings) -> Stop:
         link = Link(settings.scheduler, settings.identity, secrets.randbits(64), inbox)
     except EndpointError as error:
         raise ConfigError(f"--scheduler: {error}") from error
+    metrics = ExecutorMetrics()
     try:
-        launcher, capacity = _prepare(settings)
-        completer: Completer = InlineCompleter(link) if capacity.device == "cpu" else ThreadCompleter(link)
+        if settings.metrics_port:
+            serve_metrics(metrics, settings.metrics_host, settings.metrics_port)
+        launcher, capacity, kv_bytes = _prepare(settings)
+        metered = MeteredLink(link, metrics)
+        completer: Completer = InlineCompleter(metered) if capacity.device == "cpu" else ThreadCompleter(metered)
         link.start(capacity)
-        return Executor(inbox, link, launcher, completer).run()
+        metrics.describe(capacity, kv_bytes)
+        metrics.follow(lambda: link.session.is_connected, lambda: dict(link.session.dropped))
+        return Executor(inbox, metered, MeteredLauncher(launcher, metrics), completer).run()
     finally:
         link.close()
 
 
-def _prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity]:
+def _prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
+    """The loaded model behind a launcher, what to report of it, and the bytes of its KV cache."""
     began = time.monotonic()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -92,7 +100,7 @@ def _prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity]:
         kv_cache.num_blocks,
         shape.block_size,
     )
-    return launcher, Capacity(
+    capacity = Capacity(
         executor_id=settings.identity,
         model=settings.model.resolve().name,
         model_fingerprint=fingerprint,
@@ -106,6 +114,8 @@ def _prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity]:
         max_rows=limits.max_rows,
         max_batched_tokens=limits.max_batched_tokens,
     )
+    per_block = KVCache.bytes_per_block(shape.config, shape.block_size, shape.dtype)
+    return launcher, capacity, per_block * (kv_cache.num_blocks + 1)  # one more is the dummy block
 
 
 def _shape(settings: ExecutorSettings, config: ModelConfig) -> _Shape:

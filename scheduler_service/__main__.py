@@ -6,10 +6,11 @@ import secrets
 import signal
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from scheduler_service.config import ConfigError, ProcessSpec, load_settings
+from scheduler_service.config import ConfigError, ProcessSpec, SchedulerSettings, load_settings
 from scheduler_service.launcher import Launcher, StartError
 from scheduler_service.listen import PortInUseError, reserve_port
 from scheduler_service.process import configure_logging, die_with_parent
@@ -29,16 +30,29 @@ def main() -> int:
         return _fail(f"{settings.model} is no checkpoint: it has no config.json")
     configure_logging(settings.log_level)
     try:
-        reservation = reserve_port(settings.host, settings.port, shared=settings.api_processes > 1)
+        return _run(settings)
     except PortInUseError as error:
         return _fail(str(error))
-    with reservation, tempfile.TemporaryDirectory(prefix="baton-") as directory:
+
+
+def _run(settings: SchedulerSettings) -> int:
+    shared = settings.api_processes > 1
+    with (
+        reserve_port(settings.host, settings.port, shared=shared) as reservation,
+        tempfile.TemporaryDirectory(prefix="baton-") as directory,
+        ExitStack() as stack,
+    ):
         spec = ProcessSpec(
             settings=settings.model_copy(update={"port": reservation.port}),
             scheduler_id=secrets.token_hex(8),
             engine_endpoint=f"ipc://{Path(directory) / 'engine'}",
-            reuse_port=settings.api_processes > 1,
+            reuse_port=shared,
+            metrics_directory=Path(directory) if settings.metrics_port else None,
         )
+        if spec.metrics_directory is not None:
+            from scheduler_service.metrics.endpoint import serve_metrics  # most launchers never need what it loads
+
+            stack.enter_context(serve_metrics(spec, spec.metrics_directory))
         return _serve(spec)
 
 

@@ -45,6 +45,8 @@ class SchedulerSettings(BaseSettings):
     executor_endpoint: str = Field(
         "tcp://127.0.0.1:50052", description="ZeroMQ endpoint that executors dial; port 0 picks a free one"
     )
+    metrics_host: str = Field("127.0.0.1", description="address of the Prometheus port")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of all processes together; 0 is none")
     api_processes: int = Field(1, ge=1, le=64, description="gRPC processes")
     run_ahead: RunAhead = Field("auto", description="unacknowledged plans per executor: 1 to 8, or auto")
     max_queued_requests: int = Field(20_000, ge=1, description="requests that may wait, over all executors")
@@ -124,3 +126,4 @@ class ProcessSpec(BaseModel):
     engine_endpoint: str  # ipc://... between api processes and the engine
     index: int = 0  # which api process this is
     reuse_port: bool = False  # several api processes share the gRPC port
+    metrics_directory: Path | None = None  # where api processes keep what they measure

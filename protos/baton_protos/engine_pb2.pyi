@@ -134,11 +134,25 @@ class StatusQuery(_message.Message):
     def __init__(self, query_id: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("query_id", "queued_requests", "executors")
+    __slots__ = ("query_id", "queued_requests", "executors", "oldest_queued_us", "executor_losses", "dropped_frames")
     QUERY_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_QUEUED_US_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FRAMES_FIELD_NUMBER: _ClassVar[int]
     query_id: int
     queued_requests: int
     executors: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ExecutorStatus]
-    def __init__(self, query_id: _Optional[int] = ..., queued_requests: _Optional[int] = ..., executors: _Optional[_Iterable[_Union[_generation_pb2.ExecutorStatus, _Mapping]]] = ...) -> None: ...
+    oldest_queued_us: int
+    executor_losses: _containers.RepeatedCompositeFieldContainer[ReasonCount]
+    dropped_frames: _containers.RepeatedCompositeFieldContainer[ReasonCount]
+    def __init__(self, query_id: _Optional[int] = ..., queued_requests: _Optional[int] = ..., executors: _Optional[_Iterable[_Union[_generation_pb2.ExecutorStatus, _Mapping]]] = ..., oldest_queued_us: _Optional[int] = ..., executor_losses: _Optional[_Iterable[_Union[ReasonCount, _Mapping]]] = ..., dropped_frames: _Optional[_Iterable[_Union[ReasonCount, _Mapping]]] = ...) -> None: ...
+
+class ReasonCount(_message.Message):
+    __slots__ = ("reason", "count")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    count: int
+    def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -14,6 +14,7 @@ from scheduler_service.api.detokenizer import Detokenizer
 from scheduler_service.api.engine_client import EngineClient
 from scheduler_service.api.errors import RequestError, invalid, overloaded, unavailable
 from scheduler_service.api.messages import Finish, Outcome, Submission
+from scheduler_service.api.metrics import RequestMetrics, RequestWatch
 from scheduler_service.api.prompts import PromptEncoder, PromptPool
 from scheduler_service.api.request import GenerationRequest, Prompt
 from scheduler_service.api.streams import OutputStream
@@ -67,6 +68,7 @@ class RunningRequest:
         validated: ValidatedRequest,
         stream: OutputStream,
         detokenizer: Detokenizer | None,
+        watch: RequestWatch,
     ) -> None:
         self.request_id = request_id
         self.seed = seed
@@ -75,6 +77,7 @@ class RunningRequest:
         self._validated = validated
         self._stream = stream
         self._detokenizer = detokenizer
+        self._watch = watch
         self._text_length = 0
 
     @property
@@ -94,6 +97,10 @@ class RunningRequest:
             RequestError: the request failed.
         """
         token_ids, finish = await self._stream.take()
+        if token_ids:
+            self._watch.took(len(token_ids), self._stream.first_token_at)
+        if finish is not None:
+            self._watch.finished(finish.outcome)
         index, offset = self.num_tokens, self._text_length
         self.num_tokens += len(token_ids)
         text = self._text(token_ids, last=finish is not None)
@@ -121,7 +128,9 @@ class RunningRequest:
 class Intake:
     """Takes requests in, for every dialect alike."""
 
-    def __init__(self, checkpoint: Checkpoint, model: str, engine: EngineClient, max_live: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, model: str, engine: EngineClient, max_live: int, metrics: RequestMetrics
+    ) -> None:
         """Create an intake.
 
         Args:
@@ -129,10 +138,12 @@ class Intake:
             model: its name for callers.
             engine: where requests go.
             max_live: requests that may be under way in this process.
+            metrics: what is told of every request.
         """
         self._checkpoint = checkpoint
         self._engine = engine
         self._max_live = max_live
+        self._metrics = metrics
         self._encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.chat_template)
         self._pool = PromptPool()
         self._live: dict[str, OutputStream] = {}
@@ -151,8 +162,7 @@ class Intake:
             RequestError: the request cannot be served.
         """
         request_id = request.request_id or f"req-{secrets.token_hex(12)}"
-        stream = self._register(request_id)
-        try:
+        with self._metrics.watch() as watch, self._registered(request_id) as stream:
             limits = self._limits()
             validated = await self._pool.run(
                 prompt_bytes(request.prompt), lambda: validate(request, limits, self._encoder)
@@ -160,6 +170,7 @@ class Intake:
             seed = secrets.randbits(64) if request.seed is None else request.seed
             if not stream.ended:  # aborted while its prompt was tokenised
                 self._engine.submit(_submission(stream.handle, seed, validated), stream)
+                watch.submitted(len(validated.prompt_token_ids))
             yield RunningRequest(
                 request_id,
                 seed,
@@ -167,9 +178,8 @@ class Intake:
                 validated,
                 stream,
                 self._detokenizer(request, validated),
+                watch,
             )
-        finally:
-            self._unregister(request_id, stream)
 
     async def tokenize(self, prompt: Prompt | None) -> list[int]:
         """Token ids of a prompt, as a request with it would have.
@@ -234,7 +244,8 @@ class Intake:
         limits = self._engine.limits
         return replace(self._fixed_limits, vocab_size=limits.vocab_size, max_total_tokens=limits.max_total_tokens)
 
-    def _register(self, request_id: str) -> OutputStream:
+    @contextmanager
+    def _registered(self, request_id: str) -> Iterator[OutputStream]:
         if self._draining:
             raise unavailable("the scheduler is shutting down")
         if request_id in self._live:
@@ -244,13 +255,13 @@ class Intake:
         stream = self._engine.open_stream()
         self._live[request_id] = stream
         self._idle.clear()
-        return stream
-
-    def _unregister(self, request_id: str, stream: OutputStream) -> None:
-        self._engine.forget(stream)
-        del self._live[request_id]
-        if not self._live:
-            self._idle.set()
+        try:
+            yield stream
+        finally:
+            self._engine.forget(stream)
+            del self._live[request_id]
+            if not self._live:
+                self._idle.set()
 
     def _detokenizer(self, request: GenerationRequest, validated: ValidatedRequest) -> Detokenizer | None:
         tokenizer = self._checkpoint.tokenizer

@@ -15,6 +15,7 @@ from scheduler_service.api.checkpoint import Checkpoint, load_checkpoint
 from scheduler_service.api.engine_client import EngineClient, EngineListener
 from scheduler_service.api.health import HealthServicer
 from scheduler_service.api.intake import Intake
+from scheduler_service.api.metrics import RequestMetrics, share_metrics
 from scheduler_service.api.servicer import GenerationServicer
 from scheduler_service.config import ProcessSpec
 
@@ -34,7 +35,11 @@ class ApiServer:
         settings = spec.settings
         self._grace = settings.shutdown_grace
         self._engine = EngineClient(spec.engine_endpoint, spec.index)
-        self._intake = Intake(checkpoint, settings.model_name, self._engine, settings.max_queued_requests)
+        if spec.metrics_directory is not None:
+            share_metrics(spec.metrics_directory, spec.index)
+        self._intake = Intake(
+            checkpoint, settings.model_name, self._engine, settings.max_queued_requests, RequestMetrics()
+        )
         self._health = HealthServicer((health.OVERALL_HEALTH, _SERVICE))
         self._server = grpc.aio.server(options=_options(reuse_port=spec.reuse_port))
         servicer = GenerationServicer(self._intake, self._engine, checkpoint, settings.model_name)

@@ -1,6 +1,7 @@
 """One request's output on its way from the engine to its caller."""
 
 import asyncio
+import time
 
 from scheduler_service.api.errors import RequestError
 from scheduler_service.api.messages import Finish
@@ -15,14 +16,18 @@ class OutputStream:
         handle: the request's handle at the engine.
         submitted: whether the engine knows the request.
         ended: no more tokens will come.
+        first_token_at: when the first token came, in seconds of the monotonic clock; 0 before that.
     """
 
-    __slots__ = ("_error", "_finish", "_only_end", "_tokens", "_waiter", "ended", "handle", "submitted")
+    __slots__ = (
+        "_error", "_finish", "_only_end", "_tokens", "_waiter", "ended", "first_token_at", "handle", "submitted",
+    )  # fmt: skip
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
         self.submitted = False
         self.ended = False
+        self.first_token_at = 0.0
         self._tokens: list[int] = []
         self._finish: Finish | None = None
         self._error: RequestError | None = None
@@ -33,6 +38,8 @@ class OutputStream:
         """Append a token. Tokens after the end are dropped."""
         if self.ended:
             return
+        if not self.first_token_at:
+            self.first_token_at = time.monotonic()
         self._tokens.append(token_id)
         if self._waiter is not None and not self._only_end:
             self._wake()

@@ -26,13 +26,18 @@ class Cluster:
         self._front = WaitingQueue()
         self._requests: dict[int, Request] = {}
         self._homes: dict[int, Scheduler] = {}  # handle -> the scheduler it was routed to
-        self._queued_at: dict[int, float] = {}  # handle -> since when in the front queue
+        self._queued_at: dict[int, float] = {}  # handle -> since when in the front queue, in the order of these times
         self._next_arrival = 0
 
     @property
     def num_queued(self) -> int:
         """Requests in the front queue."""
         return len(self._front)
+
+    @property
+    def oldest_queued_at(self) -> float | None:
+        """Since when the request that has waited longest is in the front queue; None if nobody waits."""
+        return next(iter(self._queued_at.values()), None)
 
     @property
     def num_requests(self) -> int:

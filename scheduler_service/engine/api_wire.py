@@ -1,6 +1,7 @@
 """Frames between the engine and the api processes (engine.proto) as plain values. Generated types stop here."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -97,15 +98,19 @@ class ExecutorStatus:
     prefix_query_tokens: int
     starved_us: int
     device_us: int
+    stale_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The cluster's state, for one query."""
+    """The cluster's state, for one query; losses and drops are counted by reason since the engine's start."""
 
     query_id: int
     queued_requests: int
     executors: list[ExecutorStatus]
+    oldest_queued_us: int = 0
+    executor_losses: dict[str, int] = field(default_factory=dict)
+    dropped_frames: dict[str, int] = field(default_factory=dict)
 
 
 ToEngine = Attach | Submit | Abort | ForwardAbort | StatusQuery
@@ -189,5 +194,16 @@ def encode_status(status: Status) -> bytes:
         generation_pb2.ExecutorStatus(**{name: getattr(executor, name) for name in ExecutorStatus.__slots__})
         for executor in status.executors
     ]
-    message = pb.Status(query_id=status.query_id, queued_requests=status.queued_requests, executors=executors)
+    message = pb.Status(
+        query_id=status.query_id,
+        queued_requests=status.queued_requests,
+        executors=executors,
+        oldest_queued_us=status.oldest_queued_us,
+        executor_losses=_encode_counts(status.executor_losses),
+        dropped_frames=_encode_counts(status.dropped_frames),
+    )
     return pb.FromEngine(status=message).SerializeToString()
+
+
+def _encode_counts(counts: Mapping[str, int]) -> list[pb.ReasonCount]:
+    return [pb.ReasonCount(reason=reason, count=count) for reason, count in counts.items()]

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from enum import Enum
 
 from scheduler_service.core.inflight import MAX_RUN_AHEAD
 from scheduler_service.core.scheduler import ExecutorCapacity
@@ -27,6 +28,16 @@ _MAX_NAME = 128
 _MAX_ROWS = 65_536
 _MAX_TOKENS = 1 << 24
 _MAX_BLOCKS = 1 << 30
+
+
+class Loss(Enum):
+    """What ended a session with an executor that took plans."""
+
+    LEASE = "lease"  # it was silent for too long
+    CONNECTION = "connection"
+    RESTART = "restart"  # it asked for a new session
+    FAULT = "fault"  # it reported that it cannot go on
+    RESULT = "result"  # it answered what cannot be
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,8 @@ class ExecutorRegistry:
 
     def __init__(self, scheduler_id: str, lease: float) -> None:
         self.outgoing: deque[Outgoing] = deque()
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()  # frames, by reason
+        self.losses: Counter[Loss] = Counter()
         self._scheduler_id = scheduler_id
         self._lease = lease
         self._sessions: dict[str, Session] = {}
@@ -110,7 +122,7 @@ class ExecutorRegistry:
         try:
             header, body = decode(frame)
         except WireError as error:
-            self._drop(f"malformed frame: {error}")
+            self._drop("malformed frame", str(error))
             return []
         if isinstance(body, Hello):
             return self._receive_hello(routing_id, header, body, now)
@@ -129,7 +141,8 @@ class ExecutorRegistry:
             case Ready():
                 return self._receive_ready(session)
             case Fault():
-                return self.lose(session.hello.executor_id, f"{body.code} in step {body.step_id}: {body.message}")
+                reason = f"{body.code} in step {body.step_id}: {body.message}"
+                return self.lose(session.hello.executor_id, Loss.FAULT, reason)
 
     def dispatch(self, executor_id: str, plan: StepPlan) -> None:
         """Send a plan; it is kept until the executor has acknowledged it."""
@@ -145,7 +158,7 @@ class ExecutorRegistry:
             return []
         self._next_heartbeat = now + HEARTBEAT_INTERVAL
         silent = [s for s in self._sessions.values() if now - s.last_heard > self._lease]
-        events = [event for s in silent for event in self.lose(s.hello.executor_id, "its lease ran out")]
+        events = [event for s in silent for event in self.lose(s.hello.executor_id, Loss.LEASE, "its lease ran out")]
         for session in self._sessions.values():
             if session.is_ready:
                 self._send(session, Heartbeat(session.dispatched, session.settled))
@@ -155,14 +168,15 @@ class ExecutorRegistry:
         """The socket knows no peer with this routing id any more."""
         for executor_id, session in self._sessions.items():
             if session.routing_id == routing_id:
-                return self.lose(executor_id, "its connection is gone")
+                return self.lose(executor_id, Loss.CONNECTION, "its connection is gone")
         return []
 
-    def lose(self, executor_id: str, reason: str) -> list[Event]:
-        """End a session. An event only if the executor took plans."""
+    def lose(self, executor_id: str, loss: Loss, reason: str) -> list[Event]:
+        """End a session; ``reason`` is for a person. An event only if the executor took plans."""
         session = self._sessions.pop(executor_id, None)
         if session is None or not session.is_ready:
             return []
+        self.losses[loss] += 1
         return [ExecutorLost(executor_id, reason)]
 
     # -------------------------------------------------------------------- Hello
@@ -174,7 +188,7 @@ class ExecutorRegistry:
             self._send(known, self._welcome(hello, ""))
             return []
         reason = self._objection(hello)
-        events = [] if reason else self.lose(hello.executor_id, "it started anew")
+        events = [] if reason else self.lose(hello.executor_id, Loss.RESTART, "it started anew")
         if not reason:
             self._epochs[hello.executor_id] += 1
         session = Session(routing_id, hello, header.boot_id, self._epochs[hello.executor_id], now)
@@ -267,7 +281,7 @@ class ExecutorRegistry:
     def _send(self, session: Session, body: Welcome | Heartbeat) -> None:
         self.outgoing.append(Outgoing(session.routing_id, encode(self._header(session), body)))
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, detail: str = "") -> None:
         self.dropped[reason] += 1
         if self.dropped[reason] == 1:
-            logger.warning("dropped a frame from an executor: %s", reason)
+            logger.warning("dropped a frame from an executor: %s%s", reason, detail and f": {detail}")

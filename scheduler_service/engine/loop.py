@@ -21,6 +21,7 @@ from scheduler_service.engine.executor_registry import (
     ExecutorJoined,
     ExecutorLost,
     ExecutorRegistry,
+    Loss,
     StepFinished,
 )
 from scheduler_service.engine.sockets import PeerUnreachableError, Router, receive_some, send
@@ -122,7 +123,7 @@ class EngineLoop:
         try:
             outputs = self._cluster.settle(event.executor_id, event.result)
         except ResultMismatchError as error:
-            self._handle(self._registry.lose(event.executor_id, str(error)), now)
+            self._handle(self._registry.lose(event.executor_id, Loss.RESULT, str(error)), now)
             return
         self._outputs.append(outputs)
 
@@ -158,6 +159,10 @@ class EngineLoop:
             self._api.attach(routing_id)
             self._api.send(routing_id, self._limits_frame())
             return
+        if isinstance(message, api_wire.StatusQuery):  # the launcher asks too, for metrics, and never attaches
+            status = cluster_status(message.query_id, self._cluster, self._registry, now)
+            self._api.send(routing_id, api_wire.encode_status(status))
+            return
         peer = self._api.peer(routing_id)
         if peer is None:
             return  # it was given up; it will notice, and attach again
@@ -167,9 +172,6 @@ class EngineLoop:
             case api_wire.Abort():
                 ends = [self._cluster.abort(peer.cluster_handle(handle)) for handle in message.handles]
                 self._finish([end for end in ends if end is not None])
-            case api_wire.StatusQuery():
-                status = cluster_status(message.query_id, self._cluster, self._registry)
-                self._api.send(routing_id, api_wire.encode_status(status))
             case api_wire.ForwardAbort():
                 self._api.broadcast(api_wire.encode_forward_abort(frame), but=routing_id)
 

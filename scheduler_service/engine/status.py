@@ -1,18 +1,26 @@
-"""The cluster's state for a status query."""
+"""The cluster's state for a status query: numbers that exist anyway, gathered only when somebody asks."""
 
 from scheduler_service.core.cluster import Cluster
 from scheduler_service.core.scheduler import Scheduler
 from scheduler_service.engine.api_wire import ExecutorStatus, Status
-from scheduler_service.engine.executor_registry import ExecutorRegistry, Session
+from scheduler_service.engine.executor_registry import ExecutorRegistry, Loss, Session
 
 
-def cluster_status(query_id: int, cluster: Cluster, registry: ExecutorRegistry) -> Status:
+def cluster_status(query_id: int, cluster: Cluster, registry: ExecutorRegistry, now: float) -> Status:
     """All executors that take plans, in the order in which they joined."""
     executors = [
         _executor_status(scheduler, registry.sessions[executor_id])
         for executor_id, scheduler in cluster.executors.items()
     ]
-    return Status(query_id, cluster.num_queued, executors)
+    oldest = cluster.oldest_queued_at
+    return Status(
+        query_id=query_id,
+        queued_requests=cluster.num_queued,
+        executors=executors,
+        oldest_queued_us=0 if oldest is None else max(0, round((now - oldest) * 1e6)),
+        executor_losses={loss.value: registry.losses[loss] for loss in Loss},
+        dropped_frames=dict(registry.dropped),
+    )
 
 
 def _executor_status(scheduler: Scheduler, session: Session) -> ExecutorStatus:
@@ -37,4 +45,5 @@ def _executor_status(scheduler: Scheduler, session: Session) -> ExecutorStatus:
         prefix_query_tokens=stats.prefix_query_tokens,
         starved_us=stats.starved_us,
         device_us=stats.device_us,
+        stale_tokens=stats.stale_tokens,
     )

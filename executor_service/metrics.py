@@ -1,0 +1,148 @@
+"""What an executor measures, and the HTTP port where Prometheus reads it."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+
+from executor_service.config import ConfigError
+from executor_service.executor import EpochLink, PlanLauncher
+from executor_service.step_output import StepOutput
+from executor_service.step_plan import Fault, FaultCode, StepPlan, StepResult
+from executor_service.wire import Capacity
+
+_STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class ExecutorMetrics:
+    """All metrics of this process."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter tells nothing
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.steps = Counter("baton_executor_steps", "Steps whose results were sent.", registry=registry)
+        self.step_seconds = Histogram(
+            "baton_executor_step_seconds",
+            "Time that the device took for a step.",
+            registry=registry,
+            buckets=_STEP_BUCKETS,
+        )
+        self.queued_seconds = Counter(
+            "baton_executor_queued_seconds",
+            "Time between plans' arrival and their launch, summed up over plans.",
+            registry=registry,
+        )
+        self.starved_seconds = Counter(
+            "baton_executor_starved_seconds",
+            "Time in which the device idled for lack of a plan although the scheduler had work.",
+            registry=registry,
+        )
+        self.computed_tokens = Counter(
+            "baton_executor_computed_tokens", "Input tokens of the steps that were launched.", registry=registry
+        )
+        self.sampled_tokens = Counter("baton_executor_sampled_tokens", "Tokens that were sent back.", registry=registry)
+        self.bad_logits = Counter(
+            "baton_executor_bad_logits", "Sampled rows whose logits were not finite.", registry=registry
+        )
+        faults = Counter(
+            "baton_executor_faults", "Faults, each of which ended a session.", ("code",), registry=registry
+        )
+        self.faults = {code: faults.labels(code.name.lower()) for code in FaultCode}
+        self.sessions = Counter("baton_executor_sessions", "Sessions (epochs) that began.", registry=registry)
+
+    def describe(self, capacity: Capacity, kv_bytes: int) -> None:
+        """Add what does not change once the model is loaded."""
+        Gauge("baton_executor_kv_cache_bytes", "Memory of the KV cache.", registry=self.registry).set(kv_bytes)
+        Gauge("baton_executor_kv_blocks", "KV blocks.", registry=self.registry).set(capacity.num_blocks)
+        Gauge(
+            "baton_executor_info",
+            "1; the labels describe the executor.",
+            ("executor", "model", "device", "dtype", "block_size"),
+            registry=self.registry,
+        ).labels(capacity.executor_id, capacity.model, capacity.device, capacity.dtype, str(capacity.block_size)).set(1)
+
+    def follow(self, is_connected: Callable[[], bool], dropped_frames: Callable[[], Mapping[str, int]]) -> None:
+        """Add what the link knows; both are called from the threads of the HTTP port."""
+        connected = Gauge(
+            "baton_executor_connected", "Whether a session with a scheduler is open.", registry=self.registry
+        )
+        connected.set_function(is_connected)
+        self.registry.register(_DroppedFrames(dropped_frames))
+
+
+class _DroppedFrames:
+    """Counts that somebody else keeps."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        family = CounterMetricFamily(
+            "baton_executor_dropped_frames", "Frames and plans that were ignored.", labels=("reason",)
+        )
+        for reason, count in self._counts().items():
+            family.add_metric((reason,), count)
+        yield family
+
+
+class MeteredLink:
+    """A link whose results, faults and sessions are counted on their way."""
+
+    def __init__(self, link: EpochLink, metrics: ExecutorMetrics) -> None:
+        self._link = link
+        self._metrics = metrics
+
+    def ready(self, epoch: int) -> None:
+        """See EpochLink."""
+        self._metrics.sessions.inc()
+        self._link.ready(epoch)
+
+    def result(self, epoch: int, result: StepResult) -> None:
+        """See ResultSink; the result goes first, the scheduler waits for it."""
+        self._link.result(epoch, result)
+        metrics, timings = self._metrics, result.timings
+        metrics.steps.inc()
+        metrics.step_seconds.observe(timings.device_us / 1e6)
+        metrics.queued_seconds.inc(timings.queued_us / 1e6)
+        metrics.starved_seconds.inc(timings.starved_us / 1e6)
+        metrics.sampled_tokens.inc(len(result.token_ids))
+        if len(result.row_status):
+            metrics.bad_logits.inc(int(result.row_status.sum()))
+
+    def fault(self, epoch: int, fault: Fault) -> None:
+        """See ResultSink."""
+        self._metrics.faults[fault.code].inc()
+        self._link.fault(epoch, fault)
+
+
+class MeteredLauncher:
+    """A launcher whose tokens are counted."""
+
+    def __init__(self, launcher: PlanLauncher, metrics: ExecutorMetrics) -> None:
+        self._launcher = launcher
+        self._metrics = metrics
+
+    def reset(self) -> None:
+        """See PlanLauncher."""
+        self._launcher.reset()
+
+    def launch(self, plan: StepPlan) -> StepOutput:
+        """See PlanLauncher."""
+        output = self._launcher.launch(plan)
+        self._metrics.computed_tokens.inc(len(plan.slot_mapping))
+        return output
+
+
+def serve_metrics(metrics: ExecutorMetrics, host: str, port: int) -> None:
+    """Serve the metrics from daemon threads until the process ends.
+
+    Raises:
+        ConfigError: the port cannot be bound.
+    """
+    try:
+        start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {error.strerror}") from error

@@ -1,0 +1,135 @@
+"""What an api process measures of each request."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from prometheus_client import Counter, Histogram, values
+
+from scheduler_service.api.errors import RequestError
+from scheduler_service.api.messages import Outcome
+
+_CANCELLED, _INVALID, _OVERLOADED, _UNAVAILABLE, _ERROR = "cancelled", "invalid", "overloaded", "unavailable", "error"
+_COMPLETE = (Outcome.STOP.value, Outcome.LENGTH.value)
+_OUTCOMES = (*_COMPLETE, Outcome.ABORT.value, _CANCELLED, _INVALID, _OVERLOADED, _UNAVAILABLE, _ERROR)
+_OUTCOME_OF_STATUS = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: _OVERLOADED,
+    grpc.StatusCode.UNAVAILABLE: _UNAVAILABLE,
+    grpc.StatusCode.INTERNAL: _ERROR,
+}  # every other one is the request's fault
+
+_FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+_INTER_TOKEN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_REQUEST_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+def share_metrics(directory: Path, index: int) -> None:
+    """Keep this process's metrics in files of ``directory``, where the launcher reads them; before any metric is made.
+
+    The files are named by the process's index, not by its pid as is the library's default: a process that is started
+    again counts on, and there are never more files than api processes.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
+
+
+class RequestMetrics:
+    """The metrics of all requests of this process. Counters and histograms only: those add up over processes."""
+
+    def __init__(self) -> None:
+        requests = Counter(
+            "baton_requests",
+            "Requests that have ended, by how: stop, length, abort (by name), cancelled (the caller left), invalid, "
+            "overloaded, unavailable, error.",
+            ("outcome",),
+            registry=None,
+        )
+        self.outcomes = {outcome: requests.labels(outcome) for outcome in _OUTCOMES}
+        self.prompt_tokens = Counter(
+            "baton_prompt_tokens", "Prompt tokens of requests handed to the engine.", registry=None
+        )
+        self.generated_tokens = Counter(
+            "baton_generated_tokens", "Generated tokens on their way to callers.", registry=None
+        )
+        self.first_token = Histogram(
+            "baton_time_to_first_token_seconds",
+            "From a request's arrival to its first token in the api process.",
+            registry=None,
+            buckets=_FIRST_TOKEN_BUCKETS,
+        )
+        self.inter_token = Histogram(
+            "baton_inter_token_seconds",
+            "Time between tokens. One observation per message to the caller: the mean over its tokens, so one per "
+            "token where the caller keeps up, and one per request where it does not stream.",
+            registry=None,
+            buckets=_INTER_TOKEN_BUCKETS,
+        )
+        self.request = Histogram(
+            "baton_request_seconds",
+            "From a request's arrival to its end, of those that ended with stop or length.",
+            registry=None,
+            buckets=_REQUEST_BUCKETS,
+        )
+
+    def watch(self) -> "RequestWatch":
+        """A context around the whole life of one request that arrives now."""
+        return RequestWatch(self)
+
+
+class RequestWatch:
+    """Measures one request, from entering to leaving the context."""
+
+    __slots__ = ("_arrived_at", "_last_at", "_metrics", "_outcome")
+
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._metrics = metrics
+        self._arrived_at = time.monotonic()
+        self._last_at: float | None = None  # when tokens were last taken
+        self._outcome = ""
+
+    def submitted(self, num_prompt_tokens: int) -> None:
+        """The engine has the request."""
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+
+    def took(self, num_tokens: int, first_token_at: float) -> None:
+        """Tokens were taken for the caller.
+
+        Args:
+            num_tokens: how many.
+            first_token_at: when the request's very first token came.
+        """
+        metrics, now = self._metrics, time.monotonic()
+        metrics.generated_tokens.inc(num_tokens)
+        gaps, since = num_tokens, self._last_at
+        if since is None:
+            metrics.first_token.observe(first_token_at - self._arrived_at)
+            gaps, since = num_tokens - 1, first_token_at
+        if gaps:
+            metrics.inter_token.observe((now - since) / gaps)
+        self._last_at = now
+
+    def finished(self, outcome: Outcome) -> None:
+        """The engine has ended the request; what becomes of the caller afterwards does not change that."""
+        self._outcome = outcome.value
+
+    def __enter__(self) -> "RequestWatch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        outcome = self._outcome or _outcome_of(error)
+        self._metrics.outcomes[outcome].inc()
+        if outcome in _COMPLETE:
+            self._metrics.request.observe(time.monotonic() - self._arrived_at)
+
+
+def _outcome_of(error: BaseException | None) -> str:
+    if isinstance(error, RequestError):
+        return _OUTCOME_OF_STATUS.get(error.status, _INVALID)
+    if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return _CANCELLED
+    return _ERROR

@@ -1,0 +1,1 @@
+"""The scheduler's Prometheus endpoint. It lives in the launcher: one port, however many processes there are."""
