@@ -1,5 +1,6 @@
 """What stands beside every published figure: machine, versions, commit."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ def environment(*packages: str) -> dict[str, object]:
         "bench": "environment",
         "commit": commit,
         "cpu": _cpu_model(),
+        "load": round(os.getloadavg()[0], 2),  # of the minute before: what others did, not the figures that follow
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
     }
@@ -29,6 +31,6 @@ def _cpu_model() -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, all threads, from /proc."""
+    """CPU time that a process has used: all its threads, and its children that have ended and been waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.native.library import handles_dtype
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class BatchDimensions:
@@ -34,9 +36,9 @@ def token_rounder(device: torch.device, dtype: torch.dtype, num_threads: int) ->
 
     On CPU, ``F.linear`` runs other code for a remainder of fewer than four rows per thread in float32 (MKL: with two
     threads M = 1-3, 5-7 and 9-11 differ in the last bit), and for a single row in bfloat16 and float16 (oneDNN, some
-    shapes). Measured with 1 and 2 threads on AVX512; ``tests/executor/test_invariance.py`` checks it. Other devices
-    give no such promise at any padding.
+    shapes). Measured with 1 and 2 threads on AVX512; ``tests/executor/test_invariance.py`` checks it. Native kernels
+    need no padding: their rows never depend on each other. Other devices give no such promise at any padding.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or handles_dtype(device, dtype):
         return 1
     return 4 * num_threads if dtype == torch.float32 else 4

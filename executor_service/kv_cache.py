@@ -1,12 +1,16 @@
 """The memory that holds keys and values of all attention layers, cut into blocks."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from executor_service.models.config import ModelConfig
 from executor_service.models.decoder import CausalLM
+
+_ALIGNMENT = 64  # bytes, a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,7 @@ class KVCache:
 
     Each tensor is [num_blocks + 1, block_size, num_key_value_heads, head_dim]. The last block (id ``num_blocks``) is
     the dummy block: padding tokens are written there and padded block tables point to it; it belongs to no request.
+    Blocks can be copied whole; where elements lie inside one is the kernels' own matter (``kernels.kv_append``).
     """
 
     keys: tuple[Tensor, ...]
@@ -46,8 +51,8 @@ class KVCache:
         shape = (num_blocks + 1, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
         return cls(
-            keys=tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in layers),
-            values=tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in layers),
+            keys=tuple(_zeros(shape, device, dtype) for _ in layers),
+            values=tuple(_zeros(shape, device, dtype) for _ in layers),
             num_blocks=num_blocks,
             block_size=block_size,
         )
@@ -56,3 +61,13 @@ class KVCache:
         """Give each attention layer of ``model`` its own pair of tensors."""
         for attention, key_cache, value_cache in zip(model.attention_layers(), self.keys, self.values, strict=True):
             attention.bind_cache(key_cache, value_cache)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros; on CPU the kernel hands out each page when it is first written, so an idle cache takes no RAM."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)

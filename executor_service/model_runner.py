@@ -1,5 +1,6 @@
 """Runs one step: metadata, inference context, model, logits, sampling."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from executor_service.kv_cache import KVCache
 from executor_service.metadata.attention import build_attention_metadata
 from executor_service.models import CausalLM
 from executor_service.sampler import sample
+from kernels.native.library import selection
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,10 @@ class ModelRunner:
     """Owns a model bound to its KV cache and runs steps on it, one after another."""
 
     def __init__(self, model: CausalLM, kv_cache: KVCache) -> None:
+        """Take over ``model``, whose weights are loaded: they are packed for the kernels that run here."""
+        model.pack_weights()
         kv_cache.bind(model)
+        logger.info("kernels: %s", selection(kv_cache.keys[0]))
         self._model = model
         self._kv_cache = kv_cache
 
@@ -51,5 +58,6 @@ class ModelRunner:
         """The head sees a padded number of rows, like every other matrix product (``token_rounder``)."""
         rows = sample_indices.shape[0]
         padded = pad_tokens(rows, token_rounder(hidden.device, hidden.dtype, torch.get_num_threads()))
-        indices = torch.nn.functional.pad(sample_indices, (0, padded - rows))
-        return self._model.compute_logits(hidden.index_select(0, indices))[:rows]
+        if padded > rows:
+            sample_indices = torch.nn.functional.pad(sample_indices, (0, padded - rows))
+        return self._model.compute_logits(hidden.index_select(0, sample_indices))[:rows]

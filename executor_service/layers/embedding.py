@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from executor_service.layers.linear import empty_parameter
+from kernels.linear import PackedMatrix, embedding, linear, pack
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -13,10 +13,16 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = empty_parameter((vocab_size, hidden_size), device, dtype)
+        self._matrix: Tensor | PackedMatrix = self.weight.data
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """int64 [T] to [T, hidden]."""
-        return functional.embedding(input_ids, self.weight)
+        return embedding(input_ids, self._matrix)
+
+    def share(self, matrix: Tensor | PackedMatrix) -> None:
+        """Read rows of ``matrix``, a tied head's packed weight, instead of the parameter, which goes. Once only."""
+        self._matrix = matrix
+        del self.weight
 
 
 class ParallelLMHead(nn.Module):
@@ -25,7 +31,14 @@ class ParallelLMHead(nn.Module):
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
+        self._matrix: Tensor | PackedMatrix = weight.data
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[S, hidden] to float32 [S, vocabulary]."""
-        return functional.linear(hidden, self.weight).float()
+        return linear(hidden, self._matrix, None, torch.float32)
+
+    def pack_weight(self) -> Tensor | PackedMatrix:
+        """Keep the weight as kernels read it, and no longer as a parameter; returns it. Once only."""
+        self._matrix = pack(self.weight.data)
+        del self.weight
+        return self._matrix

@@ -1,14 +1,16 @@
 """Linear layers, split the way tensor parallelism splits them: columns first, rows second.
 
 Weights are [out, in] as in checkpoints. Each layer names the checkpoint tensors it is made of and the part of its own
-parameters that each one fills, so that merged weights are loaded in place.
+parameters that each one fills, so that merged weights are loaded in place. Once loaded, ``pack_weight`` replaces the
+parameter by the layout that kernels read fastest.
 """
 
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from kernels.linear import PackedMatrix, linear, pack
 
 
 class MergedColumnParallelLinear(nn.Module):
@@ -21,10 +23,11 @@ class MergedColumnParallelLinear(nn.Module):
         self._output_sizes = dict(output_sizes)
         self.weight = empty_parameter((sum(output_sizes.values()), input_size), device, dtype)
         self.bias = empty_parameter((sum(output_sizes.values()),), device, dtype) if bias else None
+        self._matrix: Tensor | PackedMatrix = self.weight.data
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, sum of output sizes]."""
-        return functional.linear(x, self.weight, self.bias)
+        return linear(x, self._matrix, self.bias, None)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(``name.weight`` or ``name.bias``, the view that it fills) of each projection."""
@@ -35,6 +38,11 @@ class MergedColumnParallelLinear(nn.Module):
             for name, part in zip(self._output_sizes, torch.split(self.bias, sizes), strict=True):
                 yield f"{name}.bias", part
 
+    def pack_weight(self) -> None:
+        """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
+        self._matrix = pack(self.weight.data)
+        del self.weight
+
 
 class RowParallelLinear(nn.Module):
     """The projection back to the hidden size after a column-parallel layer."""
@@ -43,10 +51,16 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         self.weight = empty_parameter((output_size, input_size), device, dtype)
         self.bias = empty_parameter((output_size,), device, dtype) if bias else None
+        self._matrix: Tensor | PackedMatrix = self.weight.data
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
-        return functional.linear(x, self.weight, self.bias)
+        return linear(x, self._matrix, self.bias, None)
+
+    def pack_weight(self) -> None:
+        """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
+        self._matrix = pack(self.weight.data)
+        del self.weight
 
 
 def empty_parameter(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> nn.Parameter:

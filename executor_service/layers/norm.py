@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from executor_service.layers.linear import empty_parameter
 from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rotary import norm_rotary
 
 
 class RMSNorm(nn.Module):
@@ -22,3 +23,7 @@ class RMSNorm(nn.Module):
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(normalised ``x + residual``, ``x + residual``)."""
         return add_rms_norm(x, residual, self.weight, self._eps)
+
+    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Normalise each of ``heads`` [T, heads, size], then rotate it by its token's position."""
+        return norm_rotary(heads, self.weight, self._eps, cos, sin)

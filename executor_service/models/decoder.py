@@ -37,8 +37,9 @@ class SelfAttention(nn.Module):
         parts = torch.split(projected, self._sizes, dim=-1)
         query, key, value = (torch.unflatten(part, 1, (-1, self._head_dim)) for part in parts)
         if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+            query, key = self.q_norm.rotate(query, cos, sin), self.k_norm.rotate(key, cos, sin)
+        else:
+            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         output: Tensor = self.o_proj(self.attention(query, key, value).flatten(1))
         return output
 
@@ -125,3 +126,12 @@ class CausalLM(nn.Module):
                 yield from ((f"{parent}.{part}", tensor) for part, tensor in module.checkpoint_tensors())
             else:
                 yield from module.named_parameters(prefix=name, recurse=False)
+
+    def pack_weights(self) -> None:
+        """Put loaded weights into the layout that kernels read fastest, one by one: none is held twice. Once only."""
+        for module in self.layers.modules():
+            if isinstance(module, MergedColumnParallelLinear | RowParallelLinear):
+                module.pack_weight()
+        matrix = self.lm_head.pack_weight()
+        if self.config.tie_word_embeddings:
+            self.embed_tokens.share(matrix)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from kernels.activation import reference
+from kernels.activation import native, reference
+from kernels.native.library import handles
 
 __all__ = ["silu_and_mul"]
 
@@ -12,4 +13,4 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
     silu is computed in float32 and rounded to the dtype before the product, as in the checkpoints' own code.
     """
-    return reference.silu_and_mul(gate_up)
+    return native.silu_and_mul(gate_up) if handles(gate_up) else reference.silu_and_mul(gate_up)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from kernels.kv_append import reference
+from kernels.kv_append import native, reference
+from kernels.native.library import handles_cache
 
 __all__ = ["kv_append"]
 
@@ -11,8 +12,10 @@ def kv_append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor
     """Write ``key[t]`` and ``value[t]`` to slot ``slot_mapping[t]`` = block * block_size + offset, in place.
 
     key, value: [T, kv_heads, head_dim], any strides, the cache's dtype.
-    key_cache, value_cache: [blocks, block_size, kv_heads, head_dim], contiguous.
+    key_cache, value_cache: [blocks, block_size, kv_heads, head_dim], contiguous. Where elements lie inside a block is
+    a matter between this and ``paged_attention``: in native kernels another order than the shape says.
     slot_mapping: int64 [T]. Slots are distinct, except that all padding may share slots of the dummy block; which of
     them wins there is not defined.
     """
-    reference.kv_append(key, value, key_cache, value_cache, slot_mapping)
+    append = native.kv_append if handles_cache(key_cache) else reference.kv_append
+    append(key, value, key_cache, value_cache, slot_mapping)

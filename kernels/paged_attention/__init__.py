@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
-from kernels.paged_attention import reference
-from kernels.paged_attention.plan import KEY_TILE, AttentionPlan, plan_attention
+from kernels.native.library import handles_cache
+from kernels.paged_attention import native, reference
+from kernels.paged_attention.plan import AttentionPlan, plan_attention
+from kernels.paged_attention.tiling import KEY_TILE
 
 __all__ = ["KEY_TILE", "AttentionPlan", "paged_attention", "plan_attention"]
 
@@ -12,7 +14,7 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
     """Causal softmax attention: a token at position p reads the keys at positions 0 to p of its own request.
 
     query: [T, heads, head_dim], T padded; heads = kv_heads * the plan's group size, query heads of one group adjacent.
-    key_cache, value_cache: [blocks, block_size, kv_heads, head_dim], this step's tokens already appended.
+    key_cache, value_cache: [blocks, block_size, kv_heads, head_dim], this step's tokens already there by ``kv_append``.
     plan: ``plan_attention`` of the step. scale: factor of the scores, usually head_dim ** -0.5.
 
     Returns [T, heads, head_dim] in the query's dtype, zeros for padding. Accumulated in float32 by online softmax
@@ -21,4 +23,5 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
     its own keys and values only: not on other requests, on chunking, on block placement, or on prefill versus decode.
     Memory that no request has written is never used, NaN or not.
     """
-    return reference.paged_attention(query, key_cache, value_cache, plan, scale)
+    attend = native.paged_attention if handles_cache(key_cache) else reference.paged_attention
+    return attend(query, key_cache, value_cache, plan, scale)

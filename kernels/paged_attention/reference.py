@@ -3,17 +3,19 @@
 import torch
 from torch import Tensor
 
-from kernels.paged_attention.plan import KEY_TILE, AttentionPlan, KeyTileStep, TileSlice
+from kernels.paged_attention.plan import AttentionPlan
+from kernels.paged_attention.tiling import KEY_TILE, KeyTileStep, TileSlice
 
 
 def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
     """See ``kernels.paged_attention.paged_attention``."""
     output = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    if plan.slices:
-        keys, values = _granules(key_cache, plan.granule), _granules(value_cache, plan.granule)
+    tiling = plan.tiling
+    if tiling.slices:
+        keys, values = _granules(key_cache, tiling.granule), _granules(value_cache, tiling.granule)
         grouped = torch.unflatten(query, 1, (key_cache.shape[2], plan.group_size))
-        packed = torch.cat([_attend(grouped, keys, values, part, scale) for part in plan.slices])
-        output[: plan.num_tokens] = packed.index_select(0, plan.token_slots).to(query.dtype)
+        packed = torch.cat([_attend(grouped, keys, values, part, scale) for part in tiling.slices])
+        output[: plan.num_tokens] = packed.index_select(0, tiling.token_slots).to(query.dtype)
     return output
 
 

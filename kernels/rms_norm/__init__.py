@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from kernels.rms_norm import reference
+from kernels.native.library import handles
+from kernels.rms_norm import native, reference
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
@@ -10,12 +11,13 @@ __all__ = ["add_rms_norm", "rms_norm"]
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, in x's shape and dtype.
 
-    x: [..., D]; weight: [D]. Computed in float32 and rounded to x's dtype before the weight is applied, as the
-    checkpoints' own code does.
+    x: [..., D]; weight: [D], x's dtype. Computed in float32 and rounded to x's dtype before the weight is applied, as
+    the checkpoints' own code does.
     """
-    return reference.rms_norm(x, weight, eps)
+    return native.rms_norm(x, weight, eps) if handles(x) else reference.rms_norm(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(``rms_norm(x + residual)``, ``x + residual``); the sum is rounded to x's dtype first. x, residual: [..., D]."""
-    return reference.add_rms_norm(x, residual, weight, eps)
+    add_norm = native.add_rms_norm if handles(x) else reference.add_rms_norm
+    return add_norm(x, residual, weight, eps)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from kernels.sampling import reference
+from kernels.native.library import available
+from kernels.sampling import native, reference
 
 __all__ = ["gumbel_noise", "mask_top_k_top_p"]
 
@@ -18,7 +19,8 @@ def gumbel_noise(seed: Tensor, position: Tensor, vocab_size: int) -> Tensor:
     Stafford's mix 13). The top 40 bits give u in (0, 1), and the noise is -log(-log(1 - u)), whose logarithms are the
     device's own. argmax(logits + noise) is an exact sample of softmax(logits) (Gumbel-max).
     """
-    return reference.gumbel_noise(seed, position, vocab_size)
+    noise = native.gumbel_noise if seed.is_cpu and available() else reference.gumbel_noise
+    return noise(seed, position, vocab_size)
 
 
 def mask_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
@@ -29,4 +31,5 @@ def mask_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None)
     the top k, reaches p: the id that crosses p stays. Ids tied with the last one kept stay too, so the result does not
     depend on the order of ids. The most likely id always stays.
     """
-    return reference.mask_top_k_top_p(logits, top_k, top_p)
+    mask = native.mask_top_k_top_p if logits.is_cpu and available() else reference.mask_top_k_top_p
+    return mask(logits, top_k, top_p)

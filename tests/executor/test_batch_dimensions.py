@@ -15,5 +15,5 @@ def test_dimensions_are_ordered() -> None:
 def test_padding() -> None:
     assert [pad_tokens(count, 8) for count in (0, 1, 8, 9)] == [0, 8, 8, 16]
     assert token_rounder(torch.device("cpu"), torch.float32, 2) == 8
-    assert token_rounder(torch.device("cpu"), torch.bfloat16, 2) == 4
+    assert token_rounder(torch.device("cpu"), torch.float16, 2) == 4
     assert token_rounder(torch.device("cuda"), torch.bfloat16, 2) == 1

@@ -1,0 +1,121 @@
+"""Compiles the C++ kernels into one shared library, once per source, compiler flags and torch version.
+
+``python -m kernels.native.build`` does so ahead of the first start. The library has a C interface and includes nothing
+of torch, so it builds in seconds and loads at once.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+_KERNELS = Path(__file__).parent.parent
+# No flag may let the compiler reorder or fuse floating-point operations: bits must not depend on what it vectorises.
+_COMMON_FLAGS = (
+    *("-std=c++20", "-O3", "-pthread", "-fPIC", "-shared"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+)
+_ISA_FLAGS = {
+    "avx512_bf16": (
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+        "-mprefer-vector-width=512",
+    ),
+    "avx2": ("-mavx2", "-mfma"),
+}
+
+
+class BuildError(RuntimeError):
+    """There is no library for this machine; the message says why, in one line."""
+
+
+def choose_isa() -> str:
+    """The widest instruction set of this CPU that kernels are written for. Raises ``BuildError`` when it has none."""
+    has = torch.cpu.get_capabilities()
+    if has.get("avx512_bf16") and has.get("avx512_bw") and has.get("avx512_dq") and has.get("avx512_vl"):
+        return "avx512_bf16"
+    if has.get("avx2") and has.get("fma3"):
+        return "avx2"
+    raise BuildError("the CPU has neither AVX512-BF16 nor AVX2")
+
+
+def build(isa: str) -> Path:
+    """Path of the library for ``isa``, compiled unless it lies in the cache. Raises ``BuildError``.
+
+    The cache is ``BATON_KERNEL_CACHE``, by default ``~/.cache/baton/kernels``. Processes that start at once build once.
+    """
+    path = _cache() / f"{isa}-{_digest(isa)}.so"
+    if path.exists():
+        return path
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise BuildError("no C++ compiler (g++, or CXX)")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _compile(compiler, isa, path)
+    except OSError as error:
+        raise BuildError(f"cannot write {path}: {error}") from error
+    return path
+
+
+def _cache() -> Path:
+    named = os.environ.get("BATON_KERNEL_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "baton" / "kernels"
+
+
+def _sources() -> list[Path]:
+    return sorted(_KERNELS.glob("*/cpu.cpp"))
+
+
+def _digest(isa: str) -> str:
+    digest = hashlib.sha256(repr((torch.__version__, _COMMON_FLAGS, _ISA_FLAGS[isa])).encode())
+    for path in (*_sources(), *sorted(Path(__file__).parent.glob("*.h"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(compiler: str, isa: str, path: Path) -> None:
+    """Under another name first: a library that exists is whole."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        partial = Path(directory) / path.name
+        command = [compiler, *_COMMON_FLAGS, *_ISA_FLAGS[isa], "-o", str(partial), *map(str, _sources())]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit {done.returncode}"]
+            raise BuildError(f"{compiler} failed: {errors[0]}")
+        partial.replace(path)
+
+
+def main() -> int:
+    """Build for this machine and say what happened."""
+    began = time.monotonic()
+    try:
+        isa = choose_isa()
+        print(f"building kernels for {isa} ...", flush=True)
+        path = build(isa)
+    except BuildError as error:
+        print(f"no native kernels: {error}", file=sys.stderr)
+        return 1
+    print(f"{path} ({time.monotonic() - began:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

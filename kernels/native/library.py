@@ -1,0 +1,92 @@
+"""The library of C++ kernels in use, if any.
+
+They work on bfloat16. Where they cannot (no compiler, no AVX2, another dtype or device), the torch reference does.
+``BATON_KERNELS=reference`` switches them off; ``BATON_KERNELS=native`` makes their absence an error. Both sides of one
+stream must use the same: their results agree to rounding, not bit by bit.
+"""
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.native.build import BuildError, build, choose_isa
+
+logger = logging.getLogger(__name__)
+
+_ARGUMENT_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "n": ctypes.c_int}
+
+
+def available() -> bool:
+    """Whether the native kernels are in use; the first call may build them."""
+    return _load()[0] is not None
+
+
+def selection(x: Tensor) -> str:
+    """Which kernels work on tensors like ``x``: ``native avx512_bf16``, or ``reference (why)``."""
+    if x.is_cpu and x.dtype is torch.bfloat16:
+        return _load()[1]
+    return f"reference ({x.device.type} {str(x.dtype).removeprefix('torch.')})"
+
+
+def handles(x: Tensor) -> bool:
+    """Whether native kernels work on ``x``: bfloat16 on CPU."""
+    return x.dtype is torch.bfloat16 and x.is_cpu and available()
+
+
+def handles_dtype(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether native kernels work on tensors of ``dtype`` on ``device``."""
+    return device.type == "cpu" and dtype is torch.bfloat16 and available()
+
+
+def handles_cache(cache: Tensor) -> bool:
+    """Whether native kernels keep keys and values in ``cache``, [..., head_dim], in a layout of their own."""
+    return handles(cache) and cache.shape[-1] % 16 == 0
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    asked = os.environ.get("BATON_KERNELS", "")
+    if asked not in {"", "native", "reference"}:
+        raise ValueError(f"BATON_KERNELS must be native or reference, not {asked!r}")
+    if asked == "reference":
+        return None, "reference (BATON_KERNELS)"
+    try:
+        isa = choose_isa()
+        return ctypes.CDLL(str(build(isa))), f"native {isa}"
+    except (BuildError, OSError) as error:
+        if asked == "native":
+            raise
+        logger.warning("no native kernels, the torch reference runs instead, many times slower: %s", error)
+        return None, f"reference ({error})"
+
+
+class NativeFunction:
+    """A function of the library, looked up when it is first called. Calls release the GIL.
+
+    Argument types: ``p`` a pointer (``Tensor.data_ptr()``, or None), ``i`` an int64, ``f`` a float32, ``n`` an int.
+    """
+
+    def __init__(self, name: str, arguments: str) -> None:
+        self._name = name
+        self._arguments = arguments
+
+    def __call__(self, *arguments: float | None) -> None:
+        _resolve(self._name, self._arguments)(*arguments)
+
+
+@cache
+def _resolve(name: str, arguments: str) -> Callable[..., None]:
+    library, why = _load()
+    if library is None:
+        raise RuntimeError(f"{name} needs native kernels: {why}")
+    entry: Any = getattr(library, name)
+    entry.argtypes = [_ARGUMENT_TYPES[kind] for kind in arguments]
+    entry.restype = None
+    function: Callable[..., None] = entry
+    return function

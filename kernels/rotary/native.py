@@ -1,0 +1,30 @@
+"""C++ kernel of rotary embedding and head norm: cpu.cpp."""
+
+import torch
+from torch import Tensor
+
+from kernels.native.library import NativeFunction
+
+_norm_rotary = NativeFunction("baton_norm_rotary", "pipfpppiiin")
+
+
+def norm_rotary(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """See ``kernels.rotary.norm_rotary``; without a weight, ``apply_rotary``."""
+    tokens, heads, head_dim = x.shape
+    if x.stride(1) != head_dim or x.stride(2) != 1:
+        x = x.contiguous()
+    out = torch.empty((tokens, heads, head_dim), dtype=x.dtype)
+    _norm_rotary(
+        x.data_ptr(),
+        x.stride(0),
+        None if weight is None else weight.data_ptr(),
+        eps,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        out.data_ptr(),
+        tokens,
+        heads,
+        head_dim,
+        torch.get_num_threads(),
+    )
+    return out
