@@ -65,7 +65,7 @@ def check_equality(device: str, run_ahead: str) -> Iterator[Record]:
 
 
 def check_determinism(device: str) -> Iterator[Record]:
-    """A seeded bfloat16 request alone and among 63 others. On CUDA this is best effort, so it is counted, not judged."""
+    """Seeded bfloat16 requests alone and among 63 others. On CUDA this is best effort: counted, not judged."""
     requests = corpus.load()
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / "model"

@@ -8,13 +8,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-import pytest
-
-from baton import Client
+from baton import Client, LocalCluster
 from tests.e2e.harness import descendants, eventually, processes_with
 
 BATON = str(Path(sys.executable).with_name("baton"))
@@ -186,15 +183,11 @@ def test_a_dead_executor_is_restarted_with_one_line(checkpoint_f32: Path) -> Non
         assert "executor-0 was killed by SIGKILL; it is restarted in 0.2 s\n" in err
 
 
-@pytest.fixture
-def taken_port(cluster: "object") -> Iterator[int]:
-    yield int(cluster.address.rpartition(":")[2])  # type: ignore[attr-defined]
-
-
-def test_port_in_use(taken_port: int) -> None:
-    with Launched("--port", str(taken_port)) as launched:
+def test_port_in_use(cluster: LocalCluster) -> None:
+    port = cluster.address.rpartition(":")[2]
+    with Launched("--port", port) as launched:
         line = one_error_line(launched)
-        assert str(taken_port) in line and "in use" in line
+        assert port in line and "in use" in line
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
