@@ -57,7 +57,7 @@ CONFIG: Final[dict[str, Any]] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 256,
     "intermediate_size": 768,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -74,9 +74,10 @@ CONFIG: Final[dict[str, Any]] = {
 }
 
 # Qwen's pre-tokenization: words keep the one character before them, digits stand alone, and an indent splits off from
-# the word after it, so that each depth of indentation becomes one token.
+# the word after it, so that each depth of indentation becomes one token. Unlike Qwen's, punctuation does not swallow
+# the newline after it, so that a prompt ending in a colon is read as training text was.
 PRE_TOKENIZER: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -100,7 +101,7 @@ HELD_OUT_SHARE: Final = 0.03  # of the files
 EVAL_WINDOWS: Final = 48
 
 PROMPTS: Final = (
-    "def read_json(path):\n",
+    "def read_json(path):",
     "class Stack:\n",
     "import os\nimport sys\n\ndef main():\n",
 )
@@ -434,9 +435,9 @@ and runs on a CPU. It is a toy, not an assistant.
   About {CHAT_SHARE:.0%} of what it saw are ChatML exchanges made from the same files (a question naming a function or
   its docstring, answered with the source; or a question for a docstring), so `<|im_end|>` ends its turns.
 - Tokenizer: byte-level BPE of {tokenizer.get_vocab_size()} tokens, trained on the same text.
-- From random weights, {run.minutes:.0f} minutes of CPU (threads: {torch.get_num_threads()}): {run.steps} steps of
-  {TOKENS_PER_STEP} tokens, {run.tokens / 1e6:.1f} M in all, {run.epochs:.1f} epochs;
-  length of windows {phases}.
+- From random weights, {run.minutes:.0f} minutes of wall time (CPU threads: {torch.get_num_threads()}): {run.steps}
+  steps of {TOKENS_PER_STEP} tokens, {run.tokens / 1e6:.1f} M in all, {run.epochs:.1f} epochs;
+  windows of tokens: {phases}.
   Muon for the layers' matrices, AdamW for the rest, linear decay to zero.
 - Held out: {run.held_out_files} files; loss {run.held_out_loss:.3f} nats per token,
   {run.held_out_bits_per_byte:.3f} bits per byte.
@@ -447,9 +448,7 @@ and runs on a CPU. It is a toy, not an assistant.
 
 It knows one library's style and no facts: names, arguments and behaviour in what it writes are inventions. Answers are
 not fit for use as code or as advice. It saw no more than {PHASES[-1][1]} tokens at once, and English only as docstrings
-and comments. With greedy decoding it tends to repeat itself; temperature 0.7 is livelier. A newline is part of the token
-of the punctuation before it, so a prompt of whole lines should end with one: after `def f(x):` without it, the model
-expects the body on the same line.
+and comments. With greedy decoding it tends to repeat itself; temperature 0.7 is livelier.
 
 ## License
 
