@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import kernels
+from kernels.native.library import selection
 
 _CODE_SUFFIXES = {".py", ".cpp", ".h", ".cu"}
 _CODE_PARTS = ("layers", "metadata", "models", "model_runner.py", "sampler.py")
@@ -41,6 +42,7 @@ def kernel_fingerprint(device: torch.device, dtype: torch.dtype, block_size: int
         "device": _capability(device),
         "dtype": str(dtype).removeprefix("torch."),
         "block": str(block_size),
+        "kernels": selection(torch.empty(0, device=device, dtype=dtype)).partition(" (")[0].replace(" ", ":"),
         "code": _code_digest(),
     }
     return " ".join(f"{key}={value}" for key, value in parts.items())

@@ -69,8 +69,12 @@ def build(isa: str) -> Path:
 
 
 def _cache() -> Path:
-    named = os.environ.get("BATON_KERNEL_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "baton" / "kernels"
+    if named := os.environ.get("BATON_KERNEL_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "baton" / "kernels"
+    except RuntimeError as error:
+        raise BuildError("no home directory for the cache, and no BATON_KERNEL_CACHE") from error
 
 
 def _sources() -> list[Path]:

@@ -2,8 +2,8 @@
 //
 // Online softmax over tiles of 64 keys at fixed positions. For one query every sum has one order, given by positions
 // alone: scores are chains over head_dim, outputs chains over keys, and the denominator adds lanes of sixteen, joined at
-// the end. Keys that a query does not see get the weight 0, which changes no bit. So neither the other queries of its
-// tile, nor the batch, nor threads, nor where blocks lie show in the result.
+// the end. Nothing of keys that a query does not see enters its sums, whatever lies there. So neither the other queries
+// of its tile, nor the batch, nor threads, nor where blocks lie show in the result.
 
 #include <algorithm>
 #include <vector>
@@ -178,16 +178,27 @@ class Worker {
       for (int r = 0; r < Rows; ++r)
         for (int v = 0; v < kTileVectors; ++v) scores[r][part + v] = acc[r][v];
     }
+    const i64 keys = std::min<i64>(end - start, kKeyTile);
+    const i64 visible_to_first = position + row / group + 1 - start;
     F32 decay[Rows];
     for (int r = 0; r < Rows; ++r) {
-      const i64 visible = position + (row + r) / group + 1 - start;
-      decay[r] = weigh(row + r, scores[r], visible, scratch_.weights.data() + r * kKeyTile);
+      const i64 visible = std::min(position + (row + r) / group + 1 - start, keys);
+      bf16* weights = scratch_.weights.data() + r * kKeyTile;
+      if (visible > 0) decay[r] = weigh(row + r, scores[r], visible, weights);
+      if (visible > 0 && visible_to_first < keys) add_all_values<1>(row + r, visible, weights, {decay[r]}, tile, ahead);
     }
+    if (visible_to_first >= keys) add_all_values<Rows>(row, keys, scratch_.weights.data(), decay, tile, ahead);
+  }
+
+  template <int Rows>
+  void add_all_values(i64 row, i64 keys, const bf16* weights, const F32 (&decay)[Rows], const KeyTile& tile,
+                      const KeyTile* ahead) {
+    const i64 head_dim = step_.layout.head_dim;
     i64 column = 0;
     for (; column + kTileVectors * kLanes <= head_dim; column += kTileVectors * kLanes)
-      add_values<Rows, kTileVectors>(row, column, std::min<i64>(end - start, kKeyTile), decay, tile, ahead);
+      add_values<Rows, kTileVectors>(row, column, keys, weights, decay, tile, ahead);
     for (; column < head_dim; column += kLanes)
-      add_values<Rows, 1>(row, column, std::min<i64>(end - start, kKeyTile), decay, tile, ahead);
+      add_values<Rows, 1>(row, column, keys, weights, decay, tile, ahead);
   }
 
   // Turn a row's scores of one tile into weights, of which the first `visible` count; returns what earlier sums decay by.
@@ -213,7 +224,8 @@ class Worker {
   }
 
   template <int Rows, int Vectors>
-  inline __attribute__((always_inline)) void add_values(i64 row, i64 column, i64 keys, const F32 (&decay)[Rows],
+  inline __attribute__((always_inline)) void add_values(i64 row, i64 column, i64 keys,
+                                                        const bf16* tile_weights, const F32 (&decay)[Rows],
                                                         const KeyTile& tile, const KeyTile* ahead) {
     const i64 head_dim = step_.layout.head_dim;
     float* sums = scratch_.sums.data() + row * head_dim + column;
@@ -228,7 +240,7 @@ class Worker {
         next[v] = ahead ? ahead->values[part] + (column + v * kLanes) * 2 : nullptr;
       }
       const i64 count = std::min<i64>(keys - part * kTileTokens, kTileTokens);
-      const bf16* weights = scratch_.weights.data() + part * kTileTokens;
+      const bf16* weights = tile_weights + part * kTileTokens;
       dot_rows<Rows, Vectors>(weights, kKeyTile, lines, ahead ? next : nullptr, head_dim * 2, count / 2, acc);
       if (count % 2) {  // the second token of the last pair may never have been written
         for (int r = 0; r < Rows; ++r) {

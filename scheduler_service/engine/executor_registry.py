@@ -1,5 +1,6 @@
 """Sessions with executors: Hello, epochs, fencing, leases, resending. No sockets, no clock of its own."""
 
+import hashlib
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class ExecutorRegistry:
         self._sessions: dict[str, Session] = {}
         self._epochs: Counter[str] = Counter()
         self._model_fingerprint = ""
+        self._kernel_fingerprint = ""
         self._next_heartbeat = 0.0
 
     @property
@@ -113,9 +115,11 @@ class ExecutorRegistry:
         return self._sessions
 
     @property
-    def model_fingerprint(self) -> str:
-        """Of the first executor that joined; later ones must agree."""
-        return self._model_fingerprint
+    def fingerprint(self) -> str:
+        """Model and kernels of the first executor that joined: where both are equal, streams continue exactly."""
+        if not self._model_fingerprint:
+            return ""
+        return f"{self._model_fingerprint}-{hashlib.sha256(self._kernel_fingerprint.encode()).hexdigest()[:16]}"
 
     def receive(self, routing_id: bytes, frame: bytes, now: float) -> list[Event]:
         """Take in one frame; nothing in it is fatal."""
@@ -231,7 +235,16 @@ class ExecutorRegistry:
             return []
         session.is_ready = True
         hello = session.hello
-        self._model_fingerprint = hello.model_fingerprint
+        if not self._model_fingerprint:
+            self._model_fingerprint, self._kernel_fingerprint = hello.model_fingerprint, hello.kernel_fingerprint
+        if hello.kernel_fingerprint != self._kernel_fingerprint:
+            logger.warning(
+                "%s computes with other kernels (%s) than the first executor (%s): streams that move between them may "
+                "differ in rounding",
+                hello.executor_id,
+                hello.kernel_fingerprint,
+                self._kernel_fingerprint,
+            )
         capacity = ExecutorCapacity(
             block_size=hello.block_size,
             num_blocks=hello.num_blocks,

@@ -206,7 +206,7 @@ class EngineLoop:
                 ready_executors=len(self._cluster.executors),
                 max_total_tokens=self._cluster.max_total_tokens,
                 vocab_size=self._vocab_size,
-                model_fingerprint=self._registry.model_fingerprint,
+                model_fingerprint=self._registry.fingerprint,
                 dtype=self._dtype,
                 scheduler_id=self._scheduler_id,
             )

@@ -156,3 +156,18 @@ def test_garbage_is_counted_and_harmless() -> None:
     for garbage in (b"", b"\xff" * 40, pb.Envelope(version=9).SerializeToString(), frame({})):
         assert registry.receive(PEER, garbage, 0.0) == []
     assert sum(registry.dropped.values()) == 4
+
+
+def test_the_fingerprint_names_model_and_kernels() -> None:
+    registry = ExecutorRegistry("s", lease=2.0)
+    assert registry.fingerprint == ""
+    for number, kernels in enumerate(("avx512", "avx512", "reference")):
+        name = f"e{number}"
+        registry.receive(name.encode(), hello(executor_id=name, kernel_fingerprint=kernels), 0.0)
+        registry.receive(name.encode(), frame({"ready": pb.Ready()}), 0.0)
+    first = registry.fingerprint
+    assert first.startswith("abc-")
+    other = ExecutorRegistry("s", lease=2.0)
+    other.receive(PEER, hello(kernel_fingerprint="reference"), 0.0)
+    other.receive(PEER, frame({"ready": pb.Ready()}), 0.0)
+    assert other.fingerprint != first

@@ -170,4 +170,6 @@ def test_a_poisoned_sequence_stays_alone() -> None:
         parts = [(s, pages.admit(100), 0, 100) for s in (poisoned, healthy)]
         outputs = pages.step(parts)
         assert outputs[0][70:].isnan().all()
+        getattr(poisoned, name)[70] = 1.0
+        assert torch.equal(outputs[0][:70], prefill(poisoned, 16)[:70])
         assert torch.equal(outputs[1], prefill(healthy, 16))
