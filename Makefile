@@ -17,7 +17,8 @@ MODEL ?=
 EXECUTORS ?= 1
 PORT ?= 50051
 
-.PHONY: help setup protos run-cluster test test-slow lint format types bench-core clean
+.PHONY: help setup protos run-cluster test test-slow lint format types clean \
+  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels gpu-check
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -65,6 +66,27 @@ types: $(STAMP) ## check types, strictly
 
 bench-core: $(STAMP) ## measure the scheduling core
 	@$(BIN)/python benchmarks/bench_core.py
+
+bench-cluster: $(STAMP) ## measure one scheduler that drives up to 64 shadow executors
+	@$(BIN)/python benchmarks/bench_cluster.py
+
+bench-stream: $(STAMP) ## measure delivery over many streams
+	@$(BIN)/python benchmarks/bench_stream.py
+
+bench-split: $(STAMP) ## measure what the split costs
+	@$(BIN)/python benchmarks/bench_split.py
+
+bench-serve: $(STAMP) ## measure what callers get
+	@$(BIN)/python benchmarks/bench_serve.py
+
+bench-peers: $(STAMP) ## compare with other systems that are installed
+	@$(BIN)/python benchmarks/bench_peers.py
+
+bench-kernels: $(STAMP) ## measure the CPU kernels
+	@$(BIN)/python benchmarks/bench_kernels.py
+
+gpu-check: $(STAMP) ## check everything on a CUDA device, then measure it
+	@$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove caches and build output; the environment stays
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

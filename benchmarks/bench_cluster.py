@@ -4,24 +4,22 @@ The engine is the real process behind its real sockets; this benchmark plays the
 """
 
 import argparse
-import json
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import zmq
 
 from baton_protos import engine_pb2 as pb
 from baton_protos.columns import pack
+from benchmarks.engine_rig import EngineProcess
 from benchmarks.environment import cpu_seconds, environment
-from scheduler_service.config import ProcessSpec, SchedulerSettings
+from benchmarks.figures import emit, run_main
+from benchmarks.processes import Child, python_module
 
 _PROMPT = 16
 _MAX_TOKENS = 1900
+_REPORT_SECONDS = 10.0
 
 
 class ApiProcess:
@@ -63,44 +61,24 @@ class ApiProcess:
                 self.ready_executors = message.limits.ready_executors
 
 
-def run(executors: int, rows: int, step_ms: float, seconds: float) -> dict[str, object]:
+def run(executors: int, rows: int, step_ms: float, seconds: float, settle: float) -> dict[str, object]:
     """Steps, missed steps and the engine's CPU for one number of executors."""
-    with tempfile.TemporaryDirectory() as directory:
-        settings = SchedulerSettings(
-            model=Path(directory),
-            executor_endpoint="tcp://127.0.0.1:0",
-            max_queued_requests=100_000,
-            log_level="error",
-            lease=10.0,
-        )
-        spec = ProcessSpec(settings=settings, scheduler_id="bench", engine_endpoint=f"ipc://{directory}/engine")
-        engine = subprocess.Popen(
-            [sys.executable, "-m", "scheduler_service.engine", spec.model_dump_json()],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert engine.stdout is not None
-        endpoint = engine.stdout.readline().strip()
-        command = [sys.executable, "-m", "benchmarks.shadow_executors", endpoint, "--count", str(executors)]
-        command += ["--step-ms", str(step_ms), "--rows", str(rows)]
-        shadows = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            api = ApiProcess(spec.engine_endpoint)
+    with EngineProcess() as engine:
+        flags = ["--count", executors, "--step-ms", step_ms, "--rows", rows]
+        command = python_module("benchmarks.shadow_executors", engine.endpoint, *flags)
+        with Child("shadow executors", command) as shadows:
+            api = ApiProcess(engine.api_endpoint)
             while api.ready_executors < executors:
                 api.serve(0.2)
             for _ in range(executors * rows):
                 api.submit()
-            api.serve(3.0 + executors * rows / 4096)  # all are admitted, the depth of run-ahead has settled
-            shadows.send_signal(signal.SIGUSR1)
+            api.serve(settle + executors * rows / 4096)  # all are admitted, the depth of run-ahead has settled
+            shadows.process.send_signal(signal.SIGUSR1)
             api.tokens, cpu, begin = 0, cpu_seconds(engine.pid), time.monotonic()
             api.serve(seconds)
             elapsed, cpu = time.monotonic() - begin, cpu_seconds(engine.pid) - cpu
-            shadows.terminate()
-            report = json.loads(shadows.communicate()[0])
-        finally:
-            shadows.kill()
-            engine.kill()
-            engine.wait()
+            shadows.process.terminate()
+            report = shadows.json(_REPORT_SECONDS)
     steps = int(report["steps"])
     return {
         "bench": "cluster",
@@ -120,11 +98,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="requests per executor")
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time per figure")
+    parser.add_argument("--settle", type=float, default=3.0, help="seconds before that, for the depth of run-ahead")
     args = parser.parse_args()
-    print(json.dumps(environment("numpy", "pyzmq", "protobuf")), flush=True)
+    emit(**environment("numpy", "pyzmq", "protobuf"))
     for executors in args.executors:
-        print(json.dumps(run(executors, args.rows, args.step_ms, args.seconds)), flush=True)
+        emit(**run(executors, args.rows, args.step_ms, args.seconds, args.settle))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -7,7 +7,6 @@ to 79 tokens so that each step fills one block in sixteen rows, as in a running 
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 
 from baton_protos import execution_pb2
 from benchmarks.environment import environment
+from benchmarks.figures import emit, run_main
 from scheduler_service.core.cluster import Cluster
 from scheduler_service.core.request import SamplingParams
 from scheduler_service.core.scheduler import ExecutorCapacity, Outputs
@@ -145,12 +145,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256, help="timed steps per repeat")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(json.dumps(environment("numpy", "protobuf")), flush=True)
+    emit(**environment("numpy", "protobuf"))
     for running in args.running:
-        print(json.dumps(bench_core(running, args.steps, args.repeats)), flush=True)
+        emit(**bench_core(running, args.steps, args.repeats))
     for running in args.running:
-        print(json.dumps(bench_wire(running, args.steps)), flush=True)
+        emit(**bench_wire(running, args.steps))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

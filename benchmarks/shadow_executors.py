@@ -17,9 +17,11 @@ import zmq
 
 from baton_protos import execution_pb2 as pb
 from baton_protos.columns import UINT8, pack, unpack
+from scheduler_service.process import die_with_parent
 
 _HEARTBEAT = 0.25
 _SAMPLE = 1
+_BLOCK_SIZE = 16
 
 
 @dataclass
@@ -37,17 +39,21 @@ class Shadow:
     steps: int = 0
     missed: int = 0
     starved: float = 0.0
+    starved_us: int = 0  # of the running step
     idle_since: float = 0.0
 
 
 class ShadowExecutors:
     """All executors of this process on one poll loop."""
 
-    def __init__(self, endpoint: str, count: int, step_seconds: float, rows: int, vocab_size: int) -> None:
+    def __init__(
+        self, endpoint: str, count: int, step_seconds: float, rows: int, vocab_size: int, max_model_len: int
+    ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._step_seconds = step_seconds
         self._rows = rows
         self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
         self._rng = np.random.default_rng(0)
         self._ends: list[tuple[float, int]] = []
         self._poller = zmq.Poller()
@@ -97,9 +103,9 @@ class ShadowExecutors:
                 model_fingerprint="shadow",
                 device="shadow",
                 vocab_size=self._vocab_size,
-                max_model_len=2048,
-                block_size=16,
-                num_blocks=self._rows * 128,
+                max_model_len=self._max_model_len,
+                block_size=_BLOCK_SIZE,
+                num_blocks=self._rows * -(-self._max_model_len // _BLOCK_SIZE),
                 max_rows=self._rows,
                 max_batched_tokens=max(2048, self._rows),
             )
@@ -123,9 +129,11 @@ class ShadowExecutors:
 
     def _start(self, shadow: Shadow, now: float) -> None:
         shadow.running = shadow.plans.popleft()
+        shadow.starved_us = 0
         if shadow.idle_since and not shadow.running.after_idle:
             shadow.missed += 1
             shadow.starved += now - shadow.idle_since
+            shadow.starved_us = int((now - shadow.idle_since) * 1e6)
         shadow.idle_since = 0.0
         shadow.running_since = now
         heapq.heappush(self._ends, (now + self._step_seconds, shadow.number))
@@ -137,7 +145,9 @@ class ShadowExecutors:
             plan = shadow.running
             assert plan is not None
             samples = int(np.count_nonzero(unpack(plan.flags, UINT8) & _SAMPLE))
-            timings = pb.StepTimings(device_us=int(self._step_seconds * 1e6), plans_queued=len(shadow.plans))
+            timings = pb.StepTimings(
+                device_us=int(self._step_seconds * 1e6), starved_us=shadow.starved_us, plans_queued=len(shadow.plans)
+            )
             token_ids = pack(self._rng.integers(3, self._vocab_size, samples))
             self._send(shadow, result=pb.StepResult(step_id=plan.step_id, token_ids=token_ids, timings=timings))
             shadow.steps += 1
@@ -167,8 +177,12 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--max-model-len", type=int, default=2048)
     args = parser.parse_args()
-    executors = ShadowExecutors(args.endpoint, args.count, args.step_ms / 1e3, args.rows, args.vocab_size)
+    die_with_parent()
+    executors = ShadowExecutors(
+        args.endpoint, args.count, args.step_ms / 1e3, args.rows, args.vocab_size, args.max_model_len
+    )
 
     def stop(signum: int, frame: object) -> None:
         executors.stopping = True
