@@ -1,9 +1,14 @@
-"""Baton's client: ``Client`` and ``AsyncClient`` talk to a cluster, ``LocalCluster`` runs one on this machine."""
+"""Baton's client.
+
+``Client`` and ``AsyncClient`` talk to a cluster, ``LocalCluster`` runs one on this machine, ``LLM`` runs batches on one
+of its own.
+"""
 
 from baton.aio import AsyncClient, AsyncStream
-from baton.client import Client, Stream
+from baton.client import Client, PendingCompletion, Stream
 from baton.cluster_options import ClusterOptions
 from baton.errors import (
+    BatchError,
     BatonError,
     ClusterError,
     ConnectFailedError,
@@ -17,7 +22,9 @@ from baton.errors import (
     RequestFailedError,
     UnavailableError,
 )
+from baton.llm import LLM
 from baton.local_cluster import LocalCluster
+from baton.sampling import SamplingParams
 from baton.values import (
     ChatMessage,
     ClusterStatus,
@@ -31,8 +38,10 @@ from baton.values import (
 )
 
 __all__ = [
+    "LLM",
     "AsyncClient",
     "AsyncStream",
+    "BatchError",
     "BatonError",
     "ChatMessage",
     "Client",
@@ -50,11 +59,13 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "OverloadedError",
+    "PendingCompletion",
     "Prompt",
     "ProtocolError",
     "RequestCancelledError",
     "RequestExistsError",
     "RequestFailedError",
+    "SamplingParams",
     "Stream",
     "UnavailableError",
     "Usage",

@@ -1,7 +1,7 @@
 """The synchronous client."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -90,6 +90,30 @@ class Stream(Iterator[Delta]):
         self.close()
 
 
+class PendingCompletion:
+    """A request that was submitted and may still run. Dropping the last reference aborts it."""
+
+    def __init__(self, call: Any, target: str) -> None:
+        self._call = call
+        self._target = target
+
+    def result(self) -> Completion:
+        """Waits for the request's end.
+
+        Raises:
+            BatonError: the request failed, the connection was lost, or the request was cancelled.
+        """
+        return messages.completion(_result(self._call, self._target))
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        """Calls ``callback`` once the request has ended, however it did: from another thread, or here and now."""
+        self._call.add_done_callback(lambda _: callback())
+
+    def cancel(self) -> None:
+        """Aborts the request unless it has ended. May be called from any thread, any number of times."""
+        self._call.cancel()
+
+
 class Client:
     """Talks to a Baton scheduler. Safe to share between threads.
 
@@ -121,8 +145,14 @@ class Client:
         Raises:
             BatonError: see the class.
         """
+        return self.submit(prompt, timeout=timeout, **options).result()
+
+    def submit(
+        self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> PendingCompletion:
+        """Like ``generate``, but returns at once: many requests can run at a time without a thread for each."""
         request = messages.generate_request(prompt, **options)
-        return messages.completion(self._call(self._stub.Generate, request, timeout))
+        return PendingCompletion(self._stub.Generate.future(request, timeout=timeout), self.target)
 
     def stream(self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]) -> Stream:
         """Like ``generate``, but returns at once and yields the output as it comes."""
@@ -189,13 +219,16 @@ class Client:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
-        call = method.future(request, timeout=timeout)
-        try:
-            return call.result()
-        except grpc.RpcError as error:
-            raise error_from_call(error, self.target) from error
-        except grpc.FutureCancelledError as error:
-            raise RequestCancelledError("the client was closed") from error
-        except BaseException:  # Ctrl-C while waiting: do not leave the request running
-            call.cancel()
-            raise
+        return _result(method.future(request, timeout=timeout), self.target)
+
+
+def _result(call: Any, target: str) -> Any:
+    try:
+        return call.result()
+    except grpc.RpcError as error:
+        raise error_from_call(error, target) from error
+    except grpc.FutureCancelledError as error:
+        raise RequestCancelledError("the request was cancelled, or the client closed") from error
+    except BaseException:  # Ctrl-C while waiting: do not leave the request running
+        call.cancel()
+        raise

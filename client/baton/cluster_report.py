@@ -1,9 +1,15 @@
 """Where the news and logs of a local cluster go."""
 
+from __future__ import annotations
+
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 class Reporter(Protocol):
@@ -26,10 +32,47 @@ class StderrReporter:
         pass
 
     def event(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{line}\n")  # in one piece: other threads write, too
 
     def log(self, process: str, line: str) -> None:
-        print(f"[{process}] {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"[{process}] {line}\n")
+
+
+class TerminalReporter(StderrReporter):
+    """A spinner while the cluster starts, if stderr is a terminal; elsewhere a line now and then.
+
+    Args:
+        quiet_seconds: between two such lines; None = never one.
+    """
+
+    def __init__(self, quiet_seconds: float | None) -> None:
+        self._quiet_seconds = quiet_seconds
+        self._spinner: Status | None = None
+        self._began = self._last_line = time.monotonic()
+
+    def progress(self, text: str) -> None:
+        now = time.monotonic()
+        text = f"{text} ({now - self._began:.0f} s)"
+        if sys.stderr.isatty():
+            self._spin(text)
+        elif self._quiet_seconds is not None and now - self._last_line >= self._quiet_seconds:
+            self._last_line = now
+            self.event(text)
+
+    def finish_progress(self) -> None:
+        """Removes the spinner."""
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+    def _spin(self, text: str) -> None:
+        if self._spinner is None:
+            from rich.console import Console  # only now: callers of remote clusters never need it
+
+            # What others print to stderr or stdout meanwhile goes above the spinner.
+            self._spinner = Console(stderr=True, highlight=False).status(text)
+            self._spinner.start()
+        self._spinner.update(text)
 
 
 class ProcessLogs:

@@ -7,6 +7,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from baton.values import Completion
+
 _DETAILS_KEY = "grpc-status-details-bin"
 # Both ends of gRPC refuse a message above their size limit with RESOURCE_EXHAUSTED and words like these; coming back
 # later does not help.
@@ -90,6 +92,18 @@ class ProtocolError(BatonError):
 
 class RequestCancelledError(BatonError):
     """The request was cancelled before it ended: its stream, or the client, was closed."""
+
+
+class BatchError(BatonError):
+    """Some prompts of a batch failed; the others have finished. Its cause is the first prompt's error.
+
+    Attributes:
+        outcomes: for each prompt, in order, its completion or the error that it ended with.
+    """
+
+    def __init__(self, message: str, outcomes: Sequence[Completion | BatonError]) -> None:
+        super().__init__(message)
+        self.outcomes = list(outcomes)
 
 
 class ClusterError(BatonError):

@@ -99,6 +99,11 @@ class LocalCluster:
         """Process ids of the executors that run right now, by executor id."""
         return {place.executor_id: place.process.pid for place in self._places if place.process is not None}
 
+    @property
+    def failure(self) -> ClusterError | None:
+        """Why the cluster came down by itself; None as long as it has not."""
+        return self._failure
+
     def start(self) -> None:
         """Returns when the scheduler serves and every executor is ready.
 
@@ -106,8 +111,12 @@ class LocalCluster:
             ClusterError: a process died, or somebody asked to stop meanwhile; everything is stopped.
         """
         self._thread.start()
-        while not self._settled.wait(_SIGNAL_SECONDS):
-            pass
+        try:
+            while not self._settled.wait(_SIGNAL_SECONDS):
+                pass
+        except BaseException:  # Ctrl-C; a `with` that fails to enter does not exit
+            self.stop()
+            raise
         if self._failure is not None or self._stopping:
             self._join()
             raise self._failure or ClusterError("stopped before it was ready")
@@ -136,6 +145,8 @@ class LocalCluster:
         self._join()
 
     def _join(self) -> None:
+        if threading.current_thread() is self._thread:
+            return  # a garbage collection that happened to run here asked to stop
         while self._thread.is_alive():
             self._thread.join(_SIGNAL_SECONDS)
 

@@ -212,6 +212,11 @@ class Intake:
             len(token_ids), lambda: tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         )
 
+    @property
+    def num_live(self) -> int:
+        """Requests under way in this process."""
+        return len(self._live)
+
     def abort(self, request_ids: Iterable[str]) -> list[str]:
         """End requests by name; the names that are not known here."""
         unknown, submitted = [], []

@@ -1,6 +1,7 @@
 """The baton.v1.Generation service."""
 # ruff: noqa: N802 - gRPC names the methods
 
+import asyncio
 import logging
 import secrets
 from types import TracebackType
@@ -19,6 +20,8 @@ from scheduler_service.api.intake import Intake
 _log = logging.getLogger("baton.api")
 
 _STATUS_TIMEOUT = 2.0  # seconds
+_MESSAGE_SECONDS = 100e-6  # what a message costs both ends, generously
+_LEAST_PAUSE_SECONDS = 2e-3  # with up to 20 streams every token goes out at once
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -52,7 +55,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                     if delta.token_ids or delta.text:
                         await context.write(wire.encode_chunk(delta))
                     finish = delta.finish
+                    if finish is None:
+                        await self._let_tokens_gather()
                 await context.write(wire.encode_end(running, finish))
+
+    async def _let_tokens_gather(self) -> None:
+        """Space out the messages of each stream while many streams share this process.
+
+        Writing returns once gRPC has buffered a message, so a reader that lags does not hold the writer back: without
+        this, a busy process would send ever more messages of one token and fall behind.
+        """
+        pause = self._intake.num_live * _MESSAGE_SECONDS
+        if pause > _LEAST_PAUSE_SECONDS:
+            await asyncio.sleep(pause)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         async with _Errors(context):

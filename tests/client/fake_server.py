@@ -20,6 +20,7 @@ from baton_protos import generation_pb2_grpc
 # A step of a scripted stream: send this, end the call with this status, or stay silent until it is cancelled.
 SILENCE = "silence"
 Step = pb.GenerateStreamResponse | grpc.Status | str
+Answer = pb.GenerateResponse | grpc.Status | str
 
 
 def start(**fields: Any) -> pb.GenerateStreamResponse:
@@ -50,15 +51,19 @@ class FakeServer:
 
     Attributes:
         stream: the steps of the next GenerateStream calls.
-        answer: what Generate answers, or the status it ends with.
+        answer: what Generate answers, the status it ends with, SILENCE, or a function of the request that says.
+        model: what GetModelInfo answers.
+        most_running: most calls of Generate at a time.
         requests: what Generate and GenerateStream were asked.
         refusals: this many calls of Generate and GenerateStream end UNAVAILABLE before anything else.
-        cancelled: set when a call of GenerateStream is cancelled.
+        cancelled: set when a call of Generate or GenerateStream is cancelled.
     """
 
     def __init__(self) -> None:
         self.stream: list[Step] = []
-        self.answer: pb.GenerateResponse | grpc.Status = pb.GenerateResponse()
+        self.answer: Answer | Callable[[pb.GenerateRequest], Answer] = pb.GenerateResponse()
+        self.model = pb.GetModelInfoResponse(model="fake", vocab_size=512, eos_token_ids=[3], architectures=["Fake"])
+        self.running = self.most_running = 0
         self.requests: list[pb.GenerateRequest] = []
         self.aborted: list[str] = []
         self.refusals = 0
@@ -103,9 +108,15 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         await self._begin(request, context)
-        if isinstance(self._fake.answer, grpc.Status):
-            await context.abort_with_status(self._fake.answer)
-        return self._fake.answer
+        self._fake.running += 1
+        self._fake.most_running = max(self._fake.running, self._fake.most_running)
+        try:
+            return await self._answer(request, context)
+        except asyncio.CancelledError:
+            self._fake.cancelled.set()
+            raise
+        finally:
+            self._fake.running -= 1
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         await self._begin(request, context)
@@ -121,6 +132,13 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
             self._fake.cancelled.set()
             raise
 
+    async def _answer(self, request: pb.GenerateRequest, context: Any) -> Any:
+        answer = self._fake.answer(request) if callable(self._fake.answer) else self._fake.answer
+        await asyncio.sleep(60 if answer == SILENCE else 0.01)
+        if isinstance(answer, grpc.Status):
+            await context.abort_with_status(answer)
+        return answer
+
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         self._fake.aborted.extend(request.request_ids)
         return pb.AbortResponse()
@@ -133,7 +151,7 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
         return pb.DetokenizeResponse(text="".join(chr(token) for token in request.token_ids))
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
-        return pb.GetModelInfoResponse(model="fake", vocab_size=512, eos_token_ids=[3], architectures=["Fake"])
+        return self._fake.model
 
     async def GetClusterStatus(self, request: pb.GetClusterStatusRequest, context: Any) -> pb.GetClusterStatusResponse:
         executor = pb.ExecutorStatus(

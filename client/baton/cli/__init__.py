@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from baton.cli.cluster import cluster
-from baton.cli.generate import generate
-from baton.cli.status import status
+from baton.cli import chat, cluster, generate, models, status
 
 app = typer.Typer(
     help="Baton serves large language models: a CPU-only scheduler that owns every request, and executors.",
@@ -17,20 +15,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate)
-app.command()(status)
-app.command()(cluster)
+app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=chat.EXAMPLES)(chat.chat)
+app.command(epilog=status.EXAMPLES)(status.status)
+app.command(epilog=cluster.EXAMPLES)(cluster.cluster)
+app.add_typer(models.app, name="models")
+
+
+@app.command("version")
+def _version() -> None:
+    """Print the version."""
+    typer.echo(f"baton {version('baton')}")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"baton {version('baton')}")
+        _version()
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    _version: Annotated[
+    _wanted: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:

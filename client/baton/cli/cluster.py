@@ -1,26 +1,29 @@
 """``baton cluster``."""
 
 import signal
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.status import Status
 
 from baton.checkpoints import TINY_PYTHON
-from baton.cli.generate import DEFAULT_SERVER
+from baton.cli.options import DEFAULT_SERVER, examples
 from baton.cli.outcome import exit_codes
 from baton.client import Client
 from baton.cluster_options import ClusterOptions
+from baton.cluster_report import TerminalReporter
 from baton.errors import BatonError
 from baton.local_cluster import LocalCluster
 
 RunAhead = Literal["auto", "1", "2", "3", "4", "5", "6", "7", "8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 _QUIET_SECONDS = 5.0
+EXAMPLES = examples(
+    "baton cluster",
+    "baton cluster --model ~/models/Qwen3-0.6B --executors 2 --port 50061",
+    "baton cluster --dtype float32 --kv-memory 2GiB --log-dir logs",
+)
 
 
 def cluster(
@@ -61,7 +64,7 @@ def cluster(
         log_level=log_level,
         log_dir=log_dir,
     )
-    reporter = _TerminalReporter()
+    reporter = TerminalReporter(_QUIET_SECONDS)
     local = LocalCluster(options, reporter)
     signals = _StopSignals(local)
     with exit_codes():
@@ -96,38 +99,6 @@ class _StopSignals:
             return
         self.received = number
         self._local.request_stop()
-
-
-class _TerminalReporter:
-    """A spinner on a terminal, now and then a line elsewhere; all on stderr, so that stdout is the ready line."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._spinner: Status | None = None
-        self._began = self._last_line = time.monotonic()
-
-    def progress(self, text: str) -> None:
-        now = time.monotonic()
-        text = f"{text} ({now - self._began:.0f} s)"
-        if self._console.is_terminal:
-            if self._spinner is None:
-                self._spinner = self._console.status(text)
-                self._spinner.start()
-            self._spinner.update(text)
-        elif now - self._last_line >= _QUIET_SECONDS:
-            self._last_line = now
-            self.event(text)
-
-    def finish_progress(self) -> None:
-        if self._spinner is not None:
-            self._spinner.stop()
-            self._spinner = None
-
-    def event(self, line: str) -> None:
-        self._console.print(line, markup=False)
-
-    def log(self, process: str, line: str) -> None:
-        self._console.print(f"[{process}] {line}", markup=False)
 
 
 def _ready_line(local: LocalCluster, executors: int) -> str:

@@ -26,11 +26,18 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except BatonError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(FAILED) from None
+    except UnicodeDecodeError as error:
+        print(f"error: the input is not UTF-8: {error.reason} at byte {error.start}", file=sys.stderr)
+        raise typer.Exit(FAILED) from None
+    except OSError as error:  # a file that cannot be read or written
+        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
         raise typer.Exit(FAILED) from None
 
 
-def _one_line(error: BatonError) -> str:
+def one_line(error: BatonError) -> str:
+    """What a person reads after ``error: ``."""
     message = " ".join(error.message.split())
     if isinstance(error, OverloadedError) and error.retry_after is not None:
         message += f"; retry in {error.retry_after:g} s"

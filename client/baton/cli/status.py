@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from typing import Annotated
 
@@ -9,29 +10,63 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from baton.cli.generate import DEFAULT_SERVER, ServerOption
+from baton.cli.options import DEFAULT_SERVER, TIMEOUT_SECONDS, ServerOption, examples
 from baton.cli.outcome import exit_codes
 from baton.client import Client
 from baton.values import ClusterStatus, ExecutorStatus, ModelInfo
 
-_TIMEOUT_SECONDS = 10.0
 _PIPED_WIDTH = 200  # nobody looks at a pipe's width: never cut a cell
+
+
+_WATCH_SECONDS = 1.0
+_COLUMNS = (
+    "device",
+    "running",
+    "waiting",
+    "KV used",
+    "cached",
+    "free",
+    "run-ahead",
+    "steps",
+    "preempted",
+    "prefix hits",
+    "starved",
+)
+EXAMPLES = examples("baton status", "baton status --watch", "baton status --json | jq .cluster.executors")
 
 
 def status(
     server: ServerOption = DEFAULT_SERVER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second until Ctrl-C.")] = False,
 ) -> None:
     """Show the served model and every executor."""
     with exit_codes(), Client(server) as client:
-        state = client.cluster_status(timeout=_TIMEOUT_SECONDS)
-        model = client.model_info(timeout=_TIMEOUT_SECONDS)
-        if as_json:
-            print(json.dumps({"model": asdict(model), "cluster": asdict(state)}, ensure_ascii=False))
-            return
         console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-        console.print(_headline(model, state), markup=False)
-        console.print(_table(state.executors))
+        _show(client, console, as_json)
+        while watch:
+            sys.stdout.flush()
+            time.sleep(_WATCH_SECONDS)
+            if console.is_terminal and not as_json:
+                console.clear()
+            _show(client, console, as_json)
+
+
+def _show(client: Client, console: Console, as_json: bool) -> None:
+    state = client.cluster_status(timeout=TIMEOUT_SECONDS)
+    model = client.model_info(timeout=TIMEOUT_SECONDS)
+    if as_json:
+        print(json.dumps({"model": asdict(model), "cluster": asdict(state)}, ensure_ascii=False))
+        return
+    console.print(_headline(model, state), markup=False)
+    table = _table(state.executors)
+    if console.measure(table, options=console.options.update(width=_PIPED_WIDTH)).maximum <= console.width:
+        console.print(table)
+        return
+    for one in _sorted(state.executors):  # as text, because rich would cut the cells of a table that is too wide
+        cells = zip(_COLUMNS, _cells(one), strict=True)
+        text = f"{one.executor_id}: {', '.join(f'{name} {cell}' for name, cell in cells)}"
+        console.print(text, markup=False, soft_wrap=False)
 
 
 def _headline(model: ModelInfo, state: ClusterStatus) -> str:
@@ -44,37 +79,33 @@ def _headline(model: ModelInfo, state: ClusterStatus) -> str:
 
 def _table(executors: tuple[ExecutorStatus, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("executor", "device"):
-        table.add_column(column, no_wrap=True)
-    for column in (
-        "running",
-        "waiting",
-        "KV used",
-        "cached",
-        "free",
-        "run-ahead",
-        "steps",
-        "preempted",
-        "prefix hits",
-        "starved",
-    ):
-        table.add_column(column, justify="right", no_wrap=True)
-    for one in sorted(executors, key=lambda executor: executor.executor_id):
-        table.add_row(
-            one.executor_id,
-            one.device,
-            f"{one.running_requests}/{one.max_rows}",
-            str(one.waiting_requests),
-            _share(one.used_blocks, one.total_blocks),
-            _share(one.cached_blocks, one.total_blocks),
-            _share(one.free_blocks, one.total_blocks),
-            str(one.run_ahead),
-            str(one.steps),
-            str(one.preemptions),
-            _share(one.prefix_hit_tokens, one.prefix_query_tokens),
-            _share(one.starved_us, one.starved_us + one.device_us),
-        )
+    table.add_column("executor", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "device" else "right", no_wrap=True)
+    for one in _sorted(executors):
+        table.add_row(one.executor_id, *_cells(one))
     return table
+
+
+def _sorted(executors: tuple[ExecutorStatus, ...]) -> list[ExecutorStatus]:
+    return sorted(executors, key=lambda executor: executor.executor_id)
+
+
+def _cells(one: ExecutorStatus) -> tuple[str, ...]:
+    """What ``_COLUMNS`` names."""
+    return (
+        one.device,
+        f"{one.running_requests}/{one.max_rows}",
+        str(one.waiting_requests),
+        _share(one.used_blocks, one.total_blocks),
+        _share(one.cached_blocks, one.total_blocks),
+        _share(one.free_blocks, one.total_blocks),
+        str(one.run_ahead),
+        str(one.steps),
+        str(one.preemptions),
+        _share(one.prefix_hit_tokens, one.prefix_query_tokens),
+        _share(one.starved_us, one.starved_us + one.device_us),
+    )
 
 
 def _share(part: int, whole: int) -> str:
