@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'installing into $(VENV); the first time this takes minutes' >&2
 	@$(PIP) install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
 	@$(PIP) install -c constraints.txt -e '.[scheduler,executor,dev]'
+	@$(BIN)/python -m kernels.native.build >&2 || true # without them executors run the torch reference, and say so
 	@touch $@
 
 protos: $(STAMP) ## generate the code beside protos/baton_protos/*.proto
