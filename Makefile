@@ -17,7 +17,7 @@ MODEL ?=
 EXECUTORS ?= 1
 PORT ?= 50051
 
-.PHONY: help setup protos run-cluster test test-slow lint format types clean \
+.PHONY: help setup protos run-cluster test lint format types clean \
   bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels gpu-check
 .DEFAULT_GOAL := help
 
@@ -49,10 +49,7 @@ run-cluster: $(STAMP) ## run a scheduler and executors here [MODEL=dir] [EXECUTO
 	@exec $(BIN)/baton cluster --interrupt-ok $(if $(MODEL),--model '$(MODEL)') --executors $(EXECUTORS) --port $(PORT)
 
 test: $(STAMP) ## run the tests that every change must pass
-	@$(BIN)/pytest -q -m 'not slow'
-
-test-slow: $(STAMP) ## run the tests that take longer than CI wants
-	@$(BIN)/pytest -q -m slow
+	@$(BIN)/pytest -q
 
 lint: $(STAMP) ## check style and layout
 	@$(BIN)/ruff check .

@@ -39,7 +39,7 @@ class InProcess:
     """A whole Baton without a second process."""
 
     def __init__(self, settings: ExecutorSettings) -> None:
-        self._launcher, capacity, *_ = startup._prepare(settings)
+        self._launcher, capacity, *_ = startup.prepare(settings)
         self._cluster = Cluster(max_queued_requests=100_000, run_ahead=1)
         own = ExecutorCapacity(
             block_size=capacity.block_size,

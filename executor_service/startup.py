@@ -65,7 +65,7 @@ def serve(settings: ExecutorSettings) -> Stop:
     try:
         if settings.metrics_port:
             serve_metrics(metrics, settings.metrics_host, settings.metrics_port)
-        launcher, capacity, kv_bytes = _prepare(settings)
+        launcher, capacity, kv_bytes = prepare(settings)
         metered = MeteredLink(link, metrics)
         completer: Completer = InlineCompleter(metered) if capacity.device == "cpu" else ThreadCompleter(metered)
         link.start(capacity)
@@ -76,7 +76,7 @@ def serve(settings: ExecutorSettings) -> Stop:
         link.close()
 
 
-def _prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
+def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
     """The loaded model behind a launcher, what to report of it, and the bytes of its KV cache."""
     began = time.monotonic()
     if settings.threads is not None:

@@ -42,9 +42,6 @@ class PrefixCache:
         self._digest_of: dict[int, bytes] = {}
         self._pending: set[bytes] = set()
 
-    def __len__(self) -> int:
-        return len(self._block_of)
-
     def begin_plan(self) -> None:
         """What the previous plan fills can be hit from now on: later plans run later."""
         self._pending.clear()

@@ -101,8 +101,8 @@ class DecodeColumns:
     rows: NDArray[np.intp]
     start_positions: Int32s
     slots: Int32s
-    extend_rows: Int32s = field(default_factory=lambda: _EMPTY)
-    extend_blocks: Int32s = field(default_factory=lambda: _EMPTY)
+    extend_rows: Int32s
+    extend_blocks: Int32s
 
 
 def join(decode: Int32s, prefill: list[int]) -> Int32s:

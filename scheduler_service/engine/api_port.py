@@ -27,10 +27,10 @@ class Peer:
         """The cluster-wide handle of one of the peer's own.
 
         Raises:
-            ValueError: the handle is out of range.
+            WireError: the handle is out of range.
         """
         if not 0 <= handle <= _OWN_HANDLE:
-            raise ValueError(f"handle {handle} is out of range")
+            raise api_wire.WireError(f"handle {handle} is out of range")
         return self.number << _PEER_SHIFT | handle
 
 

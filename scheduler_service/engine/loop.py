@@ -151,8 +151,8 @@ class EngineLoop:
         try:
             message = api_wire.decode(frame)
             self._serve(routing_id, message, frame, now)
-        except ValueError:
-            logger.exception("a frame from %s cannot be used", routing_id.decode(errors="replace"))
+        except api_wire.WireError as error:
+            logger.error("a frame from %s cannot be used: %s", routing_id.decode(errors="replace"), error)
 
     def _serve(self, routing_id: bytes, message: api_wire.ToEngine, frame: bytes, now: float) -> None:
         if isinstance(message, api_wire.Attach):
