@@ -11,6 +11,7 @@ import numpy as np
 import zmq
 
 from baton_protos import engine_pb2 as pb
+from baton_protos import execution_pb2
 from baton_protos.columns import pack
 from benchmarks.engine_rig import EngineProcess
 from benchmarks.environment import cpu_seconds, environment
@@ -43,7 +44,12 @@ class ApiProcess:
     def submit(self) -> None:
         """One request of the standard length."""
         prompt = pack(self._rng.integers(3, 4096, _PROMPT))
-        submit = pb.Submit(handle=self._next_handle, prompt_token_ids=prompt, max_tokens=_MAX_TOKENS, top_p=1.0)
+        submit = pb.Submit(
+            handle=self._next_handle,
+            prompt_token_ids=prompt,
+            max_tokens=_MAX_TOKENS,
+            sampling=execution_pb2.RowSampling(top_p=1.0),
+        )
         self._next_handle += 1
         self._send(submit=submit)
 

@@ -12,7 +12,7 @@ import numpy as np
 import zmq
 
 from baton_protos import engine_pb2 as pb
-from baton_protos import generation_pb2
+from baton_protos import execution_pb2, generation_pb2
 from baton_protos.columns import INT64, pack, unpack
 from benchmarks.processes import Child, python_module
 from benchmarks.workloads import Request
@@ -124,7 +124,12 @@ class EngineCaller:
 
     def _submit(self, request: Request) -> None:
         prompt = pack(request.prompt)
-        submit = pb.Submit(handle=self._next_handle, prompt_token_ids=prompt, max_tokens=request.max_tokens, top_p=1.0)
+        submit = pb.Submit(
+            handle=self._next_handle,
+            prompt_token_ids=prompt,
+            max_tokens=request.max_tokens,
+            sampling=execution_pb2.RowSampling(top_p=1.0),
+        )
         self._next_handle += 1
         self._send(submit=submit)
 

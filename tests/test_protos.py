@@ -27,6 +27,7 @@ INTEGERS = {
     FieldDescriptor.TYPE_UINT64,
     FieldDescriptor.TYPE_INT32,
     FieldDescriptor.TYPE_INT64,
+    FieldDescriptor.TYPE_SINT32,
     FieldDescriptor.TYPE_FIXED64,
 }
 FLOATS = {FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE}
@@ -47,7 +48,10 @@ def filled(descriptor: Descriptor, choice: str = "") -> Message:
 
 def _set(message: Message, field: FieldDescriptor) -> None:
     values = [_value(field, 0), _value(field, 1)]
-    if field.is_repeated and field.message_type:
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        key, value = field.message_type.fields
+        getattr(message, field.name)[_value(key, 0)] = _value(value, 0)
+    elif field.is_repeated and field.message_type:
         getattr(message, field.name).extend(values)
     elif field.is_repeated:
         getattr(message, field.name)[:] = values

@@ -1,3 +1,4 @@
+from baton_protos import execution_pb2 as _execution_pb2
 from baton_protos import generation_pb2 as _generation_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -28,18 +29,20 @@ OUTCOME_ERROR: Outcome
 OUTCOME_OVERLOADED: Outcome
 
 class ToEngine(_message.Message):
-    __slots__ = ("attach", "submit", "abort", "status", "forward_abort")
+    __slots__ = ("attach", "submit", "abort", "status", "hold", "forward_abort")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     FORWARD_ABORT_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     submit: Submit
     abort: Abort
     status: StatusQuery
+    hold: Hold
     forward_abort: ForwardAbort
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
 
 class FromEngine(_message.Message):
     __slots__ = ("limits", "outputs", "status", "forward_abort")
@@ -58,24 +61,32 @@ class Attach(_message.Message):
     def __init__(self) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "prompt_token_ids", "max_tokens", "stop_token_ids", "temperature", "top_k", "top_p", "seed")
+    __slots__ = ("handle", "prompt_token_ids", "max_tokens", "sampling", "output_token_ids", "cache_salt", "priority", "queue_timeout_ms")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
-    TOP_K_FIELD_NUMBER: _ClassVar[int]
-    TOP_P_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     handle: int
     prompt_token_ids: bytes
     max_tokens: int
-    stop_token_ids: bytes
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    def __init__(self, handle: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[bytes] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    sampling: _execution_pb2.RowSampling
+    output_token_ids: bytes
+    cache_salt: bytes
+    priority: int
+    queue_timeout_ms: int
+    def __init__(self, handle: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_execution_pb2.RowSampling, _Mapping]] = ..., output_token_ids: _Optional[bytes] = ..., cache_salt: _Optional[bytes] = ..., priority: _Optional[int] = ..., queue_timeout_ms: _Optional[int] = ...) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("held", "released")
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    held: bytes
+    released: bytes
+    def __init__(self, held: _Optional[bytes] = ..., released: _Optional[bytes] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("handles",)
@@ -106,26 +117,48 @@ class Limits(_message.Message):
     def __init__(self, ready_executors: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., scheduler_id: _Optional[str] = ...) -> None: ...
 
 class FinishedRequest(_message.Message):
-    __slots__ = ("handle", "outcome", "cached_tokens", "message")
+    __slots__ = ("handle", "outcome", "cached_tokens", "message", "queue_us", "stop_token_id", "executor_losses")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_LOSSES_FIELD_NUMBER: _ClassVar[int]
     handle: int
     outcome: Outcome
     cached_tokens: int
     message: str
-    def __init__(self, handle: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., cached_tokens: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    queue_us: int
+    stop_token_id: int
+    executor_losses: int
+    def __init__(self, handle: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., cached_tokens: _Optional[int] = ..., message: _Optional[str] = ..., queue_us: _Optional[int] = ..., stop_token_id: _Optional[int] = ..., executor_losses: _Optional[int] = ...) -> None: ...
+
+class PromptLogprobs(_message.Message):
+    __slots__ = ("handle", "start_position", "logprobs")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    START_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    start_position: int
+    logprobs: _execution_pb2.LogprobColumns
+    def __init__(self, handle: _Optional[int] = ..., start_position: _Optional[int] = ..., logprobs: _Optional[_Union[_execution_pb2.LogprobColumns, _Mapping]] = ...) -> None: ...
 
 class OutputBatch(_message.Message):
-    __slots__ = ("handles", "token_ids", "finished")
+    __slots__ = ("handles", "token_ids", "finished", "logprob_indices", "logprobs", "prompt_logprobs")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_INDICES_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     token_ids: bytes
     finished: _containers.RepeatedCompositeFieldContainer[FinishedRequest]
-    def __init__(self, handles: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ...) -> None: ...
+    logprob_indices: bytes
+    logprobs: _execution_pb2.LogprobColumns
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[PromptLogprobs]
+    def __init__(self, handles: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ..., logprob_indices: _Optional[bytes] = ..., logprobs: _Optional[_Union[_execution_pb2.LogprobColumns, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ...) -> None: ...
 
 class StatusQuery(_message.Message):
     __slots__ = ("query_id",)

@@ -109,30 +109,74 @@ class Ready(_message.Message):
     def __init__(self) -> None: ...
 
 class RowSampling(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "seed")
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed", "bias_token_ids", "bias_values", "allowed_token_ids", "banned_token_ids", "min_tokens", "stop_token_ids", "grammar", "num_logprobs", "processed_logprobs", "num_prompt_logprobs")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    BIAS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_VALUES_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    BANNED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSED_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
     seed: int
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    bias_token_ids: bytes
+    bias_values: bytes
+    allowed_token_ids: bytes
+    banned_token_ids: bytes
+    min_tokens: int
+    stop_token_ids: bytes
+    grammar: str
+    num_logprobs: int
+    processed_logprobs: bool
+    num_prompt_logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., bias_token_ids: _Optional[bytes] = ..., bias_values: _Optional[bytes] = ..., allowed_token_ids: _Optional[bytes] = ..., banned_token_ids: _Optional[bytes] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[bytes] = ..., grammar: _Optional[str] = ..., num_logprobs: _Optional[int] = ..., processed_logprobs: _Optional[bool] = ..., num_prompt_logprobs: _Optional[int] = ...) -> None: ...
+
+class LogprobColumns(_message.Message):
+    __slots__ = ("logprobs", "ranks", "top_counts", "top_token_ids", "top_logprobs")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    TOP_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: bytes
+    ranks: bytes
+    top_counts: bytes
+    top_token_ids: bytes
+    top_logprobs: bytes
+    def __init__(self, logprobs: _Optional[bytes] = ..., ranks: _Optional[bytes] = ..., top_counts: _Optional[bytes] = ..., top_token_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("row", "block_ids", "sampling", "prompt_len", "token_ids")
+    __slots__ = ("row", "block_ids", "sampling", "prompt_len", "token_ids", "audit_from")
     ROW_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FROM_FIELD_NUMBER: _ClassVar[int]
     row: int
     block_ids: bytes
     sampling: RowSampling
     prompt_len: int
     token_ids: bytes
-    def __init__(self, row: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[RowSampling, _Mapping]] = ..., prompt_len: _Optional[int] = ..., token_ids: _Optional[bytes] = ...) -> None: ...
+    audit_from: int
+    def __init__(self, row: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[RowSampling, _Mapping]] = ..., prompt_len: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., audit_from: _Optional[int] = ...) -> None: ...
 
 class StepPlan(_message.Message):
     __slots__ = ("step_id", "released_rows", "admissions", "extend_rows", "extend_blocks", "rows", "num_tokens", "start_positions", "flags", "prefill_token_ids", "slot_mapping", "table_hashes", "after_idle")
@@ -176,17 +220,37 @@ class StepTimings(_message.Message):
     plans_queued: int
     def __init__(self, queued_us: _Optional[int] = ..., device_us: _Optional[int] = ..., starved_us: _Optional[int] = ..., plans_queued: _Optional[int] = ...) -> None: ...
 
+class RowPromptLogprobs(_message.Message):
+    __slots__ = ("row", "start_position", "logprobs")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    START_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    start_position: int
+    logprobs: LogprobColumns
+    def __init__(self, row: _Optional[int] = ..., start_position: _Optional[int] = ..., logprobs: _Optional[_Union[LogprobColumns, _Mapping]] = ...) -> None: ...
+
 class StepResult(_message.Message):
-    __slots__ = ("step_id", "token_ids", "row_status", "timings")
+    __slots__ = ("step_id", "token_ids", "row_status", "timings", "logprobs", "prompt_logprobs", "audited_tokens", "audit_mismatch_rows", "grammar_ended")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     ROW_STATUS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_MISMATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_ENDED_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     token_ids: bytes
     row_status: bytes
     timings: StepTimings
-    def __init__(self, step_id: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., row_status: _Optional[bytes] = ..., timings: _Optional[_Union[StepTimings, _Mapping]] = ...) -> None: ...
+    logprobs: LogprobColumns
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[RowPromptLogprobs]
+    audited_tokens: int
+    audit_mismatch_rows: bytes
+    grammar_ended: bytes
+    def __init__(self, step_id: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., row_status: _Optional[bytes] = ..., timings: _Optional[_Union[StepTimings, _Mapping]] = ..., logprobs: _Optional[_Union[LogprobColumns, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[RowPromptLogprobs, _Mapping]]] = ..., audited_tokens: _Optional[int] = ..., audit_mismatch_rows: _Optional[bytes] = ..., grammar_ended: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("last_step", "last_settled_step")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from baton_protos import engine_pb2, generation_pb2
+from baton_protos import engine_pb2, execution_pb2, generation_pb2
 from baton_protos.columns import INT64, pack, unpack
 from scheduler_service.api.messages import EngineLimits, Finish, ForwardAbort, Outcome, Outputs, Submission
 
@@ -39,11 +39,13 @@ def encode_submit(submission: Submission) -> bytes:
         handle=submission.handle,
         prompt_token_ids=pack(submission.prompt_token_ids),
         max_tokens=submission.max_tokens,
-        stop_token_ids=pack(list(submission.stop_token_ids)),
-        temperature=submission.temperature,
-        top_k=submission.top_k,
-        top_p=submission.top_p,
-        seed=submission.seed,
+        sampling=execution_pb2.RowSampling(
+            temperature=submission.temperature,
+            top_k=submission.top_k,
+            top_p=submission.top_p,
+            seed=submission.seed,
+            stop_token_ids=pack(list(submission.stop_token_ids)),
+        ),
     )
     return engine_pb2.ToEngine(submit=submit).SerializeToString()
 

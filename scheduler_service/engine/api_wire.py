@@ -142,12 +142,13 @@ def decode(frame: bytes) -> ToEngine:
 
 
 def _decode_submit(submit: pb.Submit) -> Submit:
+    sampling = submit.sampling
     return Submit(
         handle=submit.handle,
         prompt_token_ids=unpack(submit.prompt_token_ids),
         max_tokens=submit.max_tokens,
-        stop_token_ids=tuple(unpack(submit.stop_token_ids).tolist()),
-        sampling=SamplingParams(submit.temperature, submit.top_k, submit.top_p, submit.seed),
+        stop_token_ids=tuple(unpack(sampling.stop_token_ids).tolist()),
+        sampling=SamplingParams(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
     )
 
 

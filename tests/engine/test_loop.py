@@ -11,6 +11,7 @@ import zmq
 
 from baton_protos import engine_pb2 as pb
 from baton_protos.columns import INT64, pack, unpack
+from baton_protos.execution_pb2 import RowSampling
 from scheduler_service.config import ProcessSpec, SchedulerSettings
 from scheduler_service.core.scheduler import ExecutorCapacity
 from scheduler_service.engine.loop import EngineLoop
@@ -79,10 +80,7 @@ class Api:
                 handle=handle,
                 prompt_token_ids=pack(prompt),
                 max_tokens=max_tokens,
-                stop_token_ids=pack(stops),
-                temperature=1.0,
-                top_p=1.0,
-                seed=seed,
+                sampling=RowSampling(temperature=1.0, top_p=1.0, seed=seed, stop_token_ids=pack(stops)),
             )
         )
 
