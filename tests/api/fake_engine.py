@@ -20,7 +20,7 @@ VOCAB_SIZE = 512
 
 def token_of(submit: pb.Submit, index: int) -> int:
     """The request's token at ``index``: a hash of its prompt, seed and the index."""
-    key = submit.prompt_token_ids + submit.seed.to_bytes(8, "little") + index.to_bytes(4, "little")
+    key = submit.prompt_token_ids + submit.sampling.seed.to_bytes(8, "little") + index.to_bytes(4, "little")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") % VOCAB_SIZE
 
 
@@ -125,7 +125,7 @@ class FakeEngine:
     async def _submit(self, peer: bytes, submit: pb.Submit) -> None:
         assert peer in self.peers
         self.submits.append(submit)
-        request = Running(peer, submit, frozenset(unpack(submit.stop_token_ids).tolist()))
+        request = Running(peer, submit, frozenset(unpack(submit.sampling.stop_token_ids).tolist()))
         if self.verdict is None:
             self.running[peer, submit.handle] = request
             return

@@ -72,16 +72,16 @@ async def test_submission_carries_everything(engine: FakeEngine, stub: Any) -> N
     await stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6]), sampling=sampling, stop=stop))
     submit = engine.submits[0]
     assert unpack(submit.prompt_token_ids).tolist() == [5, 6]
-    assert unpack(submit.stop_token_ids).tolist() == [2, 0, 11]  # the checkpoint's, then the caller's
-    assert (submit.temperature, submit.top_k, submit.top_p, submit.seed) == (0.5, 9, 0.25, 2**64 - 1)
+    assert unpack(submit.sampling.stop_token_ids).tolist() == [2, 0, 11]  # the checkpoint's, then the caller's
+    assert (submit.sampling.temperature, submit.sampling.top_k, submit.sampling.top_p, submit.sampling.seed) == (0.5, 9, 0.25, 2**64 - 1)
 
 
 async def test_defaults(engine: FakeEngine, stub: Any) -> None:
     engine.token = lambda submit, index: 2 if index == 30 else 40
     response = await stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6])))
     submit = engine.submits[0]
-    assert (submit.temperature, submit.top_k, submit.top_p, submit.max_tokens) == (1.0, 0, 1.0, 998)
-    assert response.seed == submit.seed
+    assert (submit.sampling.temperature, submit.sampling.top_k, submit.sampling.top_p, submit.max_tokens) == (1.0, 0, 1.0, 998)
+    assert response.seed == submit.sampling.seed
     assert response.samples[0].finish_reason == pb.FINISH_REASON_STOP
     assert response.samples[0].token_ids[-1] == 2 and "<|im_end|>" not in response.samples[0].text
     again = await stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6])))
@@ -192,7 +192,7 @@ async def test_many_streams(engine: FakeEngine, stub: Any) -> None:
     calls = [read(stub.GenerateStream(ask(seed=seed))) for seed in range(500)]
     for seed, (start, chunks, _) in enumerate(await asyncio.gather(*calls)):
         ids, _ = gap_free(chunks)
-        submit = next(submit for submit in engine.submits if submit.seed == seed)
+        submit = next(submit for submit in engine.submits if submit.sampling.seed == seed)
         assert start.seed == seed
         assert ids == [token_of(submit, index) for index in range(20)]
 
