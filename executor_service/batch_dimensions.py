@@ -1,10 +1,13 @@
-"""How large a step is, and to how many rows it is padded before it runs."""
+"""How large a step is, to how many rows it is padded before it runs, and which sizes are worth a CUDA graph."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from kernels.native.library import handles_dtype
+
+_MIXED_ROUNDER = 8
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -19,6 +22,37 @@ class BatchDimensions:
     def requests(self) -> int:
         """Requests of the step, prefill and decode."""
         return self.prefill_requests + self.decode_requests
+
+    def covers(self, step: "BatchDimensions") -> bool:
+        """Whether ``step`` can be padded to this size. A place for a prefill may take a decode, but not the other way,
+        and a step of decodes alone is only covered by a size of decodes alone: other kernels run it.
+        """
+        if self.tokens < step.tokens or self.requests < step.requests:
+            return False
+        if step.prefill_requests == 0:
+            return self.prefill_requests == 0
+        return self.prefill_requests >= step.prefill_requests
+
+
+def smallest_cover(sizes: Iterable[BatchDimensions], step: BatchDimensions) -> BatchDimensions | None:
+    """The smallest of ``sizes`` that covers ``step``; None where none does."""
+    return min((size for size in sizes if size.covers(step)), default=None)
+
+
+def decode_sizes(max_rows: int) -> list[BatchDimensions]:
+    """Sizes of steps of decodes alone: 1, 2, 4, 8, multiples of 16, and ``max_rows``, so that every step is covered."""
+    counts = {count for count in (1, 2, 4, 8, *range(16, max_rows + 1, 16)) if count < max_rows} | {max_rows}
+    return [BatchDimensions(count, 0, count) for count in sorted(counts)]
+
+
+def mixed_sizes(max_tokens: int, max_rows: int, count: int) -> list[BatchDimensions]:
+    """``count`` evenly spaced sizes of up to ``max_tokens`` tokens, multiples of 8, for steps with prefills.
+
+    All places are for prefills, which may take decodes too.
+    """
+    step = pad_tokens(-(-max_tokens // count), _MIXED_ROUNDER)
+    tokens = {min(size, max_tokens) for size in range(step, max_tokens + step, step)}
+    return [BatchDimensions(size, min(size, max_rows), 0) for size in sorted(tokens)]
 
 
 def pad_tokens(count: int, rounder: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from executor_service.models.config import ModelConfig
 from executor_service.models.decoder import CausalLM
+from kernels.paged_attention.backends import AttentionBackend
 
 _ALIGNMENT = 64  # bytes, a cache line
 
@@ -57,10 +58,10 @@ class KVCache:
             block_size=block_size,
         )
 
-    def bind(self, model: CausalLM) -> None:
-        """Give each attention layer of ``model`` its own pair of tensors."""
+    def bind(self, model: CausalLM, backend: AttentionBackend) -> None:
+        """Give each attention layer of ``model`` its own pair of tensors, and the ``backend`` that reads them."""
         for attention, key_cache, value_cache in zip(model.attention_layers(), self.keys, self.values, strict=True):
-            attention.bind_cache(key_cache, value_cache)
+            attention.bind_cache(key_cache, value_cache, backend)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

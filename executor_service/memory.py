@@ -1,6 +1,7 @@
 """How many KV blocks fit."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,12 +11,27 @@ _CUDA_SHARE = 0.9
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def default_kv_bytes(device: torch.device) -> int:
-    """Bytes to give to the KV cache when nobody said how many: a share of what is free now."""
+def default_kv_bytes(device: torch.device, working_bytes: int = 0) -> int:
+    """Bytes to give to the KV cache when nobody said how many: a share of what is free now and no step needs.
+
+    working_bytes: what the largest step takes on a CUDA device (``peak_bytes``). Memory of other processes counts as
+    what it is, not free; it is never taken for a part of what a step needs.
+    """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _CUDA_SHARE)
+        return max(0, int((free - working_bytes) * _CUDA_SHARE))
     return int(available_ram() * _CPU_SHARE)
+
+
+def peak_bytes(device: torch.device, work: Callable[[], None]) -> int:
+    """What ``work`` takes of a CUDA device at most, beyond what is held before: this process's own tensors only."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def available_ram() -> int:

@@ -1,10 +1,16 @@
-"""A first step through the ordinary path, so that no request pays for what kernels set up when they first run."""
+"""First steps through the ordinary path, so that no request pays for what kernels set up when they first run, and so
+that the memory of the largest step is known.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from executor_service.block_tables import BlockTables
 from executor_service.executor import StepLauncher
-from executor_service.step_plan import EXPLICIT, SAMPLE, Admission, RowSampling, StepPlan
+from executor_service.plan_applier import PlanLimits
+from executor_service.step_plan import EXPLICIT, SAMPLE, Admission, Int32s, RowSampling, StepPlan
 
 
 def warm_up(launcher: StepLauncher, block_size: int) -> None:
@@ -14,6 +20,62 @@ def warm_up(launcher: StepLauncher, block_size: int) -> None:
     if prompt_len < block_size:
         launcher.launch(_step(np.array([prompt_len]), 0, ())).wait()
     launcher.reset()
+
+
+@dataclass(frozen=True, slots=True)
+class LargestStep:
+    """A step with as many tokens and rows as the limits allow, all of which sample with every filter on."""
+
+    limits: PlanLimits
+    block_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the step writes to."""
+        return int(self._block_counts().sum())
+
+    def run(self, launcher: StepLauncher) -> None:
+        """Run it, and forget it. Raises whatever the model raises."""
+        launcher.launch(self._plan()).wait()
+        launcher.reset()
+
+    def _token_counts(self) -> Int32s:
+        """Tokens of each row: as even as possible, none past the longest sequence."""
+        limits = self.limits
+        tokens = min(limits.max_batched_tokens, limits.max_rows * limits.max_model_len)
+        rows = min(limits.max_rows, tokens)
+        counts = np.full(rows, tokens // rows, np.int32)
+        counts[: tokens % rows] += 1
+        return counts
+
+    def _block_counts(self) -> Int32s:
+        counts: Int32s = -(-self._token_counts() // np.int32(self.block_size))
+        return counts
+
+    def _plan(self) -> StepPlan:
+        counts, block_counts = self._token_counts(), self._block_counts()
+        rows = np.arange(counts.size, dtype=np.int32)
+        blocks = np.arange(block_counts.sum(), dtype=np.int32)
+        tables = BlockTables(rows.size, int(block_counts.max()), blocks.size, self.block_size)
+        tables.append(np.repeat(rows, block_counts), blocks)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        positions = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
+        sampling = RowSampling(temperature=1.0, top_k=50, top_p=0.9)
+        shares = np.split(blocks, np.cumsum(block_counts)[:-1])
+        return StepPlan(
+            step_id=0,
+            released_rows=_int32s([]),
+            admissions=tuple(Admission(row, share, sampling) for row, share in enumerate(shares)),
+            extend_rows=_int32s([]),
+            extend_blocks=_int32s([]),
+            rows=rows,
+            num_tokens=counts,
+            start_positions=np.zeros_like(counts),
+            flags=np.full(rows.size, EXPLICIT | SAMPLE, np.uint8),
+            prefill_token_ids=np.zeros(positions.size, np.int32),
+            slot_mapping=tables.slots(np.repeat(rows, counts), positions).astype(np.int32),
+            table_hashes=tables.hashes(rows),
+        )
 
 
 def _step(positions: npt.NDArray[np.int_], flags: int, admissions: tuple[Admission, ...]) -> StepPlan:

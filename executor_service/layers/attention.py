@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from executor_service.context import get_context
-from kernels.kv_append import kv_append
-from kernels.paged_attention import paged_attention
+from kernels.paged_attention.backends import AttentionBackend
+from kernels.rotary_append import Rotation, rotary_append
 
 
 class Attention(nn.Module):
@@ -13,20 +13,26 @@ class Attention(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self._scale = head_dim**-0.5
-        self._cache: tuple[Tensor, Tensor] | None = None
+        self._cache: tuple[Tensor, Tensor, AttentionBackend] | None = None
 
-    def bind_cache(self, key_cache: Tensor, value_cache: Tensor) -> None:
-        """Use these tensors, [blocks, block_size, kv_heads, head_dim], from now on."""
-        self._cache = (key_cache, value_cache)
+    def bind_cache(self, key_cache: Tensor, value_cache: Tensor, backend: AttentionBackend) -> None:
+        """Use these tensors, [blocks, block_size, kv_heads, head_dim], and this backend from now on."""
+        self._cache = (key_cache, value_cache, backend)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation | None = None) -> Tensor:
         """query: [T, heads, head_dim]; key, value: [T, kv_heads, head_dim]. Returns [T, heads, head_dim].
 
-        Reads the step's metadata from the inference context. Raises ``RuntimeError`` when no cache is bound.
+        Queries and keys are rotated first if there is a ``rotation``. Reads the step's metadata from the inference
+        context. Raises ``RuntimeError`` when no cache is bound.
         """
         if self._cache is None:
             raise RuntimeError("attention ran before a KV cache was bound to its model")
         metadata = get_context().attention
-        key_cache, value_cache = self._cache
-        kv_append(key, value, key_cache, value_cache, metadata.slot_mapping)
-        return paged_attention(query, key_cache, value_cache, metadata.plan, self._scale)
+        key_cache, value_cache, backend = self._cache
+        if rotation is None:
+            backend.append(key, value, key_cache, value_cache, metadata.slot_mapping)
+        else:
+            query = rotary_append(
+                query, key, value, rotation, key_cache, value_cache, metadata.slot_mapping, backend.append
+            )
+        return backend.attend(query, key_cache, value_cache, metadata.plan, self._scale)

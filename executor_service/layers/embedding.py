@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from executor_service.layers.linear import empty_parameter
-from kernels.linear import PackedMatrix, embedding, linear, pack
+from kernels.linear import Matrix, embedding, linear, pack
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -13,13 +13,13 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = empty_parameter((vocab_size, hidden_size), device, dtype)
-        self._matrix: Tensor | PackedMatrix = self.weight.data
+        self._matrix: Matrix = self.weight.data
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """int64 [T] to [T, hidden]."""
         return embedding(input_ids, self._matrix)
 
-    def share(self, matrix: Tensor | PackedMatrix) -> None:
+    def share(self, matrix: Matrix) -> None:
         """Read rows of ``matrix``, a tied head's packed weight, instead of the parameter, which goes. Once only."""
         self._matrix = matrix
         del self.weight
@@ -31,14 +31,14 @@ class ParallelLMHead(nn.Module):
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
-        self._matrix: Tensor | PackedMatrix = weight.data
+        self._matrix: Matrix = weight.data
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[S, hidden] to float32 [S, vocabulary]."""
         return linear(hidden, self._matrix, None, torch.float32)
 
-    def pack_weight(self) -> Tensor | PackedMatrix:
+    def pack_weight(self, exact: bool) -> Matrix:
         """Keep the weight as kernels read it, and no longer as a parameter; returns it. Once only."""
-        self._matrix = pack(self.weight.data)
+        self._matrix = pack(self.weight.data, exact)
         del self.weight
         return self._matrix

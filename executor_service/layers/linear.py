@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kernels.linear import PackedMatrix, linear, pack
+from kernels.linear import Matrix, linear, pack
 
 
 class MergedColumnParallelLinear(nn.Module):
@@ -23,7 +23,7 @@ class MergedColumnParallelLinear(nn.Module):
         self._output_sizes = dict(output_sizes)
         self.weight = empty_parameter((sum(output_sizes.values()), input_size), device, dtype)
         self.bias = empty_parameter((sum(output_sizes.values()),), device, dtype) if bias else None
-        self._matrix: Tensor | PackedMatrix = self.weight.data
+        self._matrix: Matrix = self.weight.data
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, sum of output sizes]."""
@@ -38,9 +38,9 @@ class MergedColumnParallelLinear(nn.Module):
             for name, part in zip(self._output_sizes, torch.split(self.bias, sizes), strict=True):
                 yield f"{name}.bias", part
 
-    def pack_weight(self) -> None:
+    def pack_weight(self, exact: bool) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
-        self._matrix = pack(self.weight.data)
+        self._matrix = pack(self.weight.data, exact)
         del self.weight
 
 
@@ -51,15 +51,15 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         self.weight = empty_parameter((output_size, input_size), device, dtype)
         self.bias = empty_parameter((output_size,), device, dtype) if bias else None
-        self._matrix: Tensor | PackedMatrix = self.weight.data
+        self._matrix: Matrix = self.weight.data
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
         return linear(x, self._matrix, self.bias, None)
 
-    def pack_weight(self) -> None:
+    def pack_weight(self, exact: bool) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
-        self._matrix = pack(self.weight.data)
+        self._matrix = pack(self.weight.data, exact)
         del self.weight
 
 

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from executor_service.layers.linear import empty_parameter
 from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rotary import norm_rotary
 
 
 class RMSNorm(nn.Module):
@@ -14,16 +13,12 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = empty_parameter((size,), device, dtype)
-        self._eps = eps
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] to the same."""
-        return rms_norm(x, self.weight, self._eps)
+        return rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(normalised ``x + residual``, ``x + residual``)."""
-        return add_rms_norm(x, residual, self.weight, self._eps)
-
-    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Normalise each of ``heads`` [T, heads, size], then rotate it by its token's position."""
-        return norm_rotary(heads, self.weight, self._eps, cos, sin)
+        return add_rms_norm(x, residual, self.weight, self.eps)

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from executor_service.input_batch import InputBatch
-from kernels.paged_attention import AttentionPlan, plan_attention
+from executor_service.metadata.step_buffers import StepInputs
+from kernels.paged_attention import AttentionPlan, DeviceLengths, plan_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +19,41 @@ class AttentionMetadata:
     plan: AttentionPlan
 
 
+def attention_metadata_of(inputs: StepInputs, block_size: int, group_size: int) -> AttentionMetadata:
+    """Attention over the static buffers: whatever they hold when kernels run."""
+    plan = plan_attention(
+        inputs.host_query_start_loc,
+        inputs.host_seq_lens,
+        inputs.block_tables,
+        block_size,
+        group_size,
+        inputs.lengths,
+    )
+    return AttentionMetadata(slot_mapping=inputs.slot_mapping, plan=plan)
+
+
 def build_attention_metadata(batch: InputBatch, block_size: int, group_size: int) -> AttentionMetadata:
     """Plan attention for ``batch``, once for all layers, without waiting for the device.
 
     ``group_size`` is the number of query heads per key-value head.
     """
-    plan = plan_attention(batch.host_query_start_loc, batch.host_seq_lens, batch.block_tables, block_size, group_size)
+    plan = plan_attention(
+        batch.host_query_start_loc,
+        batch.host_seq_lens,
+        batch.block_tables,
+        block_size,
+        group_size,
+        None if batch.seq_lens.is_cpu else _device_lengths(batch),
+    )
     return AttentionMetadata(slot_mapping=batch.slot_mapping, plan=plan)
+
+
+def _device_lengths(batch: InputBatch) -> DeviceLengths:
+    """Of what is on the device already: nothing more is uploaded."""
+    return DeviceLengths(
+        query_start_loc=batch.query_start_loc,
+        key_start_loc=torch.nn.functional.pad(batch.seq_lens.cumsum(0, dtype=torch.int32), (1, 0)),
+        seq_lens=batch.seq_lens,
+        max_query_len=int(np.diff(batch.host_query_start_loc).max(initial=0)),
+        max_seq_len=int(batch.host_seq_lens.max(initial=0)),
+    )

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from kernels.activation import native, reference
+from kernels.gpu import library as gpu_library
 from kernels.native.library import handles
 
 __all__ = ["silu_and_mul"]
@@ -13,4 +14,10 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
     silu is computed in float32 and rounded to the dtype before the product, as in the checkpoints' own code.
     """
-    return native.silu_and_mul(gate_up) if handles(gate_up) else reference.silu_and_mul(gate_up)
+    if handles(gate_up):
+        return native.silu_and_mul(gate_up)
+    if gpu_library.handles(gate_up):
+        from kernels.activation import gpu
+
+        return gpu.silu_and_mul(gate_up)
+    return reference.silu_and_mul(gate_up)

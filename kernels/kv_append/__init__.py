@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels.gpu import library as gpu_library
 from kernels.kv_append import native, reference
 from kernels.native.library import handles_cache
 
@@ -17,5 +18,11 @@ def kv_append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor
     slot_mapping: int64 [T]. Slots are distinct, except that all padding may share slots of the dummy block; which of
     them wins there is not defined.
     """
-    append = native.kv_append if handles_cache(key_cache) else reference.kv_append
-    append(key, value, key_cache, value_cache, slot_mapping)
+    if handles_cache(key_cache):
+        native.kv_append(key, value, key_cache, value_cache, slot_mapping)
+    elif gpu_library.handles(key_cache):
+        from kernels.kv_append import gpu
+
+        gpu.kv_append(key, value, key_cache, value_cache, slot_mapping)
+    else:
+        reference.kv_append(key, value, key_cache, value_cache, slot_mapping)

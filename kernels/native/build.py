@@ -83,7 +83,7 @@ def _sources() -> list[Path]:
 
 def _digest(isa: str) -> str:
     digest = hashlib.sha256(repr((torch.__version__, _COMMON_FLAGS, _ISA_FLAGS[isa])).encode())
-    for path in (*_sources(), *sorted(Path(__file__).parent.glob("*.h"))):
+    for path in (*_sources(), *sorted(_KERNELS.glob("*/*.h"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

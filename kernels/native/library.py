@@ -1,8 +1,9 @@
 """The library of C++ kernels in use, if any.
 
 They work on bfloat16. Where they cannot (no compiler, no AVX2, another dtype or device), the torch reference does.
-``BATON_KERNELS=reference`` switches them off; ``BATON_KERNELS=native`` makes their absence an error. Both sides of one
-stream must use the same: their results agree to rounding, not bit by bit.
+``BATON_KERNELS=reference`` switches them off; ``BATON_KERNELS=native`` makes their absence an error;
+``BATON_KERNELS=triton`` puts the GPU's kernels in their place (``kernels.gpu.library``). Both sides of one stream must
+use the same: their results agree to rounding, not bit by bit.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.gpu import library as gpu_library
 from kernels.native.build import BuildError, build, choose_isa
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,9 @@ def available() -> bool:
 
 
 def selection(x: Tensor) -> str:
-    """Which kernels work on tensors like ``x``: ``native avx512_bf16``, or ``reference (why)``."""
+    """Which kernels work on tensors like ``x``: ``native avx512_bf16``, ``triton 3.6.0`` or ``reference (why)``."""
+    if gpu_library.handles(x):
+        return gpu_library.selection()
     if x.is_cpu and x.dtype is torch.bfloat16:
         return _load()[1]
     return f"reference ({x.device.type} {str(x.dtype).removeprefix('torch.')})"
@@ -52,9 +56,9 @@ def handles_cache(cache: Tensor) -> bool:
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     asked = os.environ.get("BATON_KERNELS", "")
-    if asked not in {"", "native", "reference"}:
-        raise ValueError(f"BATON_KERNELS must be native or reference, not {asked!r}")
-    if asked == "reference":
+    if asked not in {"", "native", "reference", "triton"}:
+        raise ValueError(f"BATON_KERNELS must be native, reference or triton, not {asked!r}")
+    if asked in {"reference", "triton"}:
         return None, "reference (BATON_KERNELS)"
     try:
         isa = choose_isa()

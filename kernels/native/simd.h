@@ -42,6 +42,11 @@ inline F32 scale_by_power(F32 a, F32 n) { return _mm512_scalef_ps(a, n); }
 
 inline __mmask16 first(i64 count) { return count >= kLanes ? 0xFFFF : (1U << count) - 1; }
 inline F32 keep_first(F32 v, i64 count, float other) { return _mm512_mask_mov_ps(broadcast(other), first(count), v); }
+// A bit per lane: whether a > b, false where either is NaN.
+inline unsigned greater(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline F32 keep(F32 v, unsigned lanes, float other) { return _mm512_mask_mov_ps(broadcast(other), lanes, v); }
+// Moves the chosen lanes to the front, and stores all sixteen: what follows them means nothing.
+inline void store_chosen(float* p, F32 v, unsigned lanes) { store(p, _mm512_maskz_compress_ps(lanes, v)); }
 
 inline F32 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
 inline F32 load_bf16(const bf16* p, i64 count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
@@ -116,6 +121,30 @@ inline F32 keep_first(F32 v, i64 count, float other) {
   store(lanes, broadcast(other));
   store_float(lanes, v, count);
   return load(lanes);
+}
+
+// A bit per lane: whether a > b, false where either is NaN.
+inline unsigned greater(F32 a, F32 b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)) |
+         _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ)) << 8;
+}
+inline __m256 keep(__m256 v, unsigned lanes, float other) {  // of the eight low bits
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bits), bits);
+  return _mm256_blendv_ps(_mm256_set1_ps(other), v, _mm256_castsi256_ps(chosen));
+}
+inline F32 keep(F32 v, unsigned lanes, float other) {
+  return {keep(v.lo, lanes, other), keep(v.hi, lanes >> 8, other)};
+}
+// Moves the chosen lanes to the front, and stores all sixteen: what follows them means nothing.
+inline void store_chosen(float* p, F32 v, unsigned lanes) {
+  float given[kLanes], moved[kLanes] = {};
+  store(given, v);
+  for (int lane = 0, next = 0; lane < kLanes; ++lane) {
+    moved[next] = given[lane];
+    next += lanes >> lane & 1;
+  }
+  store(p, load(moved));
 }
 
 inline __m256 widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }

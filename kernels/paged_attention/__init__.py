@@ -2,12 +2,13 @@
 
 from torch import Tensor
 
+from kernels.gpu import library as gpu_library
 from kernels.native.library import handles_cache
 from kernels.paged_attention import native, reference
-from kernels.paged_attention.plan import AttentionPlan, plan_attention
+from kernels.paged_attention.plan import AttentionPlan, DeviceLengths, plan_attention
 from kernels.paged_attention.tiling import KEY_TILE
 
-__all__ = ["KEY_TILE", "AttentionPlan", "paged_attention", "plan_attention"]
+__all__ = ["KEY_TILE", "AttentionPlan", "DeviceLengths", "paged_attention", "plan_attention"]
 
 
 def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
@@ -23,5 +24,10 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
     its own keys and values only: not on other requests, on chunking, on block placement, or on prefill versus decode.
     Memory that no request has written is never used, NaN or not.
     """
-    attend = native.paged_attention if handles_cache(key_cache) else reference.paged_attention
-    return attend(query, key_cache, value_cache, plan, scale)
+    if handles_cache(key_cache):
+        return native.paged_attention(query, key_cache, value_cache, plan, scale)
+    if gpu_library.handles(key_cache):
+        from kernels.paged_attention import gpu
+
+        return gpu.paged_attention(query, key_cache, value_cache, plan, scale)
+    return reference.paged_attention(query, key_cache, value_cache, plan, scale)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels.gpu import library as gpu_library
 from kernels.native.library import handles
 from kernels.rms_norm import native, reference
 
@@ -14,10 +15,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x: [..., D]; weight: [D], x's dtype. Computed in float32 and rounded to x's dtype before the weight is applied, as
     the checkpoints' own code does.
     """
-    return native.rms_norm(x, weight, eps) if handles(x) else reference.rms_norm(x, weight, eps)
+    if handles(x):
+        return native.rms_norm(x, weight, eps)
+    if gpu_library.handles(x):
+        from kernels.rms_norm import gpu
+
+        return gpu.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(``rms_norm(x + residual)``, ``x + residual``); the sum is rounded to x's dtype first. x, residual: [..., D]."""
-    add_norm = native.add_rms_norm if handles(x) else reference.add_rms_norm
-    return add_norm(x, residual, weight, eps)
+    if handles(x):
+        return native.add_rms_norm(x, residual, weight, eps)
+    if gpu_library.handles(x):
+        from kernels.rms_norm import gpu
+
+        return gpu.add_rms_norm(x, residual, weight, eps)
+    return reference.add_rms_norm(x, residual, weight, eps)

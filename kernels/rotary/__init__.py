@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels.gpu import library as gpu_library
 from kernels.native.library import handles
 from kernels.rotary import native, reference
 
@@ -16,6 +17,10 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     if handles(x):
         return native.norm_rotary(x, None, 0.0, cos, sin)
+    if gpu_library.handles(x):
+        from kernels.rotary import gpu
+
+        return gpu.norm_rotary(x, None, 0.0, cos, sin)
     return reference.apply_rotary(x, cos, sin)
 
 
@@ -23,4 +28,8 @@ def norm_rotary(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor)
     """``apply_rotary`` of heads that are normalised first: ``kernels.rms_norm.rms_norm`` with weight [head_dim]."""
     if handles(x):
         return native.norm_rotary(x, weight, eps, cos, sin)
+    if gpu_library.handles(x):
+        from kernels.rotary import gpu
+
+        return gpu.norm_rotary(x, weight, eps, cos, sin)
     return reference.norm_rotary(x, weight, eps, cos, sin)

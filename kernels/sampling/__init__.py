@@ -1,35 +1,56 @@
-"""Pieces of a sampler: noise that depends on nothing but the token's identity, and nucleus filters."""
+"""The sampler: from logits to tokens and their log probabilities."""
 
 from torch import Tensor
 
 from kernels.native.library import available
-from kernels.sampling import native, reference
+from kernels.sampling import composed, native
+from kernels.sampling.batch import (
+    LogprobRequest,
+    Logprobs,
+    Penalties,
+    Sampled,
+    SamplingBatch,
+    TokenBias,
+    TokenMask,
+)
+from kernels.sampling.primitives import gumbel_noise, mask_top_k_top_p
 
-__all__ = ["gumbel_noise", "mask_top_k_top_p"]
+__all__ = [
+    "LogprobRequest",
+    "Logprobs",
+    "Penalties",
+    "Sampled",
+    "SamplingBatch",
+    "TokenBias",
+    "TokenMask",
+    "gumbel_noise",
+    "log_probabilities",
+    "mask_top_k_top_p",
+    "sample",
+]
 
 
-def gumbel_noise(seed: Tensor, position: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise [S, vocab_size] (float32), a pure function of (seed, position, vocabulary id).
+def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
+    """Sample one token per row of ``logits``, float32 [S, V], which is not changed.
 
-    seed: int64 [S], the bit pattern of a uint64; position: int64 [S], absolute position of the token being sampled.
+    In this order: ids whose mask bit is 0 become impossible; the bias is added; logits of tokens seen in prompt or
+    output are divided (positive) or multiplied (negative) by the repetition penalty (Keskar et al. 2019), those of
+    tokens seen in the output lose the frequency penalty times their count, then the presence penalty. A greedy row
+    takes the most likely id of what results, the lowest of equals. Other rows divide by the temperature, keep the top
+    k, of these the nucleus of mass p (``mask_top_k_top_p``), of these the ids at least ``min_p`` times as likely as the
+    most likely one (Nguyen et al. 2024), and sample by Gumbel-max (``gumbel_noise``).
 
-    The uniform bits come from a counter-based generator in exact integer arithmetic, equal on every device: row key
-    ``mix(mix(seed) + GOLDEN * (position + 1))``, bits ``mix(key + GOLDEN * (id + 1))``, with increment and finaliser of
-    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; the finaliser is
-    Stafford's mix 13). The top 40 bits give u in (0, 1), and the noise is -log(-log(1 - u)), whose logarithms are the
-    device's own. argmax(logits + noise) is an exact sample of softmax(logits) (Gumbel-max).
+    A row with a NaN or an infinity in its logits, or with nothing left to sample, has row_ok False. A row's token and
+    log probabilities depend on its own logits, parameters and log only. Log probabilities are of softmax(logits), or,
+    ``processed``, of the distribution sampled from: the ids kept; for greedy rows of what the processors left.
     """
-    noise = native.gumbel_noise if seed.is_cpu and available() else reference.gumbel_noise
-    return noise(seed, position, vocab_size)
+    if logits.is_cpu and available():
+        return native.sample(logits, batch)
+    return composed.sample(logits, batch)
 
 
-def mask_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
-    """``logits`` with every id outside the top k, then outside the nucleus of mass p, set to -inf.
-
-    logits: float32 [S, V], finite; top_k: int32 [S], 0 = all; top_p: float32 [S] in (0, 1], 1 = all; None = no row uses
-    it. The nucleus (Holtzman et al. 2020) is the smallest set of most likely ids whose probability, renormalised over
-    the top k, reaches p: the id that crosses p stays. Ids tied with the last one kept stay too, so the result does not
-    depend on the order of ids. The most likely id always stays.
-    """
-    mask = native.mask_top_k_top_p if logits.is_cpu and available() else reference.mask_top_k_top_p
-    return mask(logits, top_k, top_p)
+def log_probabilities(logits: Tensor, targets: Tensor, num_top: int) -> Logprobs:
+    """Log probabilities of ``targets`` (int64 [N]) under softmax of ``logits`` (float32 [N, V]), and of the top ids."""
+    if logits.is_cpu and available():
+        return native.log_probabilities(logits, targets, num_top)
+    return composed.log_probabilities(logits, targets, num_top)

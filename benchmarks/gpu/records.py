@@ -1,0 +1,73 @@
+"""What checks and measurements yield, where it is written, and the table at the end."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.figures import note
+
+Record = dict[str, object]
+
+
+def check(name: str, passed: bool, **details: object) -> Record:
+    """The outcome of one check."""
+    return {"check": name, "passed": passed, **details}
+
+
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    """``|output - expected| / |expected|`` in float64; infinite if anything is not finite."""
+    difference = output.double() - expected.double()
+    if not bool(torch.isfinite(difference).all()):
+        return float("inf")
+    return float(difference.norm() / expected.double().norm().clamp_min(1e-30))
+
+
+@dataclass
+class Report:
+    """Records as they come, one JSON object a line."""
+
+    path: Path
+    records: list[Record] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Write it down at once: a run that is cut short has what it had."""
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def run(self, title: str, stage: Iterator[Record]) -> None:
+        """Take in a stage; an exception in it is a failed check, and the stages after it still run."""
+        began = time.monotonic()
+        try:
+            for record in stage:
+                self.add(record)
+        except Exception as error:  # whatever breaks, the other stages have something to say
+            self.add(check(title, False, error=f"{type(error).__name__}: {error}".splitlines()[0]))
+        note(f"{title}: {time.monotonic() - began:.1f} s")
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(record.get("passed", True) for record in self.records)
+
+    def print_table(self) -> None:
+        """What a person wants to see."""
+        for record in self.records:
+            if "check" in record:
+                state = "ok    " if record["passed"] else "FAILED"
+                print(f"{state} {record['check']:<24} {_details(record, ('check', 'passed'))}")
+            elif record.get("bench") != "environment":
+                print(f"       {record['bench']:<24} {_details(record, ('bench',))}")
+
+
+def _details(record: Record, hidden: Sequence[str]) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in record.items() if name not in hidden)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
