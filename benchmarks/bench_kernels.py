@@ -22,7 +22,7 @@ from benchmarks.environment import environment
 from benchmarks.figures import emit, median, run_main
 from benchmarks.machine import ForeignLoad
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
-from executor_service.input_batch import InputBatch, SamplingBatch
+from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
 from executor_service.model_runner import ModelRunner
 from executor_service.weights import load_model
@@ -30,6 +30,7 @@ from kernels.kv_append import kv_append
 from kernels.linear import linear, pack
 from kernels.native import library
 from kernels.paged_attention import paged_attention, plan_attention
+from kernels.sampling import SamplingBatch
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16

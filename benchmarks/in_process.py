@@ -18,7 +18,7 @@ from scheduler_service.core.scheduler import ExecutorCapacity
 from scheduler_service.core.step_plan import Admission, StepPlan, StepResult
 
 _EXECUTOR = "executor-0"
-_GREEDY = SamplingParams(0.0, 0, 1.0, 0)
+_GREEDY = SamplingParams()
 _SAME_COLUMNS = (
     "step_id",
     "released_rows",
@@ -49,19 +49,19 @@ class InProcess:
             max_model_len=capacity.max_model_len,
             vocab_size=capacity.vocab_size,
         )
-        self._cluster.executor_ready(_EXECUTOR, own)
+        self._cluster.executor_ready(_EXECUTOR, own, 0.0)
 
     def info(self) -> dict[str, str]:
         return {"name": "in process"}
 
     def run(self, requests: list[tuple[list[int], int]]) -> list[int]:
         for handle, (prompt, max_tokens) in enumerate(requests):
-            end = self._cluster.add_request(handle, np.array(prompt, np.int32), max_tokens, _GREEDY, (), 0.0)
+            end = self._cluster.add_request(handle, np.array(prompt, np.int32), max_tokens, _GREEDY, 0.0)
             if end is not None:
                 raise RuntimeError(end.message)
         counts = np.zeros(len(requests), np.int64)
-        while (plan := self._cluster.schedule(_EXECUTOR)) is not None:
-            token_ids, _ = self._launcher.launch(_for_executor(plan)).wait()
+        while (plan := self._cluster.schedule(_EXECUTOR, 0.0)) is not None:
+            token_ids = self._launcher.launch(_for_executor(plan)).wait().token_ids
             outputs = self._cluster.settle(_EXECUTOR, StepResult(plan.step_id, token_ids))
             counts += np.bincount(outputs.handles, minlength=len(requests))
         return counts.tolist()
@@ -74,11 +74,10 @@ def _for_executor(plan: StepPlan) -> step_plan.StepPlan:
 
 
 def _admission(admission: Admission) -> step_plan.Admission:
-    sampling = admission.sampling
     return step_plan.Admission(
         row=admission.row,
         block_ids=admission.block_ids,
-        sampling=step_plan.RowSampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
+        sampling=step_plan.RowSampling(),
         prompt_len=admission.num_prompt_tokens,
     )
 

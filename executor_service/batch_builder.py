@@ -1,7 +1,6 @@
 """From a plan and the state of its rows to the tensors a step runs on."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,18 +9,29 @@ from torch import Tensor
 
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens
 from executor_service.block_tables import BlockTables
-from executor_service.input_batch import InputBatch, SamplingBatch
+from executor_service.input_batch import InputBatch, LogAppend
+from executor_service.masks import TokenMasks
 from executor_service.plan_applier import StepLayout
 from executor_service.row_state import RowState
+from executor_service.sampling_builder import ComputedTokens, SamplingBuilder
 from executor_service.step_plan import StepPlan
+from executor_service.step_report import NO_REPORT, StepReport
+from executor_service.upload import Uploader
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BuiltStep:
-    """A step's input, and the rows (int64 [S], on the device) whose ``last_token`` its sampled tokens become."""
+    """A step's input, where its sampled tokens go, and what is reported of it.
+
+    Attributes:
+        sampled_rows: int64 [S] on the device, the rows whose ``last_token`` the sampled tokens become.
+        log_append: None when no sampled row keeps a log.
+    """
 
     batch: InputBatch
     sampled_rows: Tensor
+    log_append: LogAppend | None
+    report: StepReport
 
 
 class BatchBuilder:
@@ -30,16 +40,23 @@ class BatchBuilder:
     def __init__(self, rows: RowState, tables: BlockTables, device: torch.device, token_rounder: int) -> None:
         self._rows = rows
         self._tables = tables
-        self._device = device
+        self._upload = Uploader(device)
         self._token_rounder = token_rounder
+        self._sampling = SamplingBuilder(rows.sampling, self._upload)
 
-    def build(self, plan: StepPlan, layout: StepLayout) -> BuiltStep:
-        """The input of a plan that has been applied; ``layout`` is what applying it returned."""
+    def build(self, plan: StepPlan, layout: StepLayout, masks: TokenMasks | None = None) -> BuiltStep:
+        """The input of a plan that has been applied, which returned ``layout``; ``masks`` are its matchers."""
         num_tokens = layout.positions.size
         num_rows = plan.rows.size
         padded = pad_tokens(num_tokens, self._token_rounder)
         width = -(-int(layout.ends.max()) // self._tables.block_size)
         sampled_rows = plan.rows[layout.sampling].astype(np.int64)
+        sampled_positions = layout.ends[layout.sampling].astype(np.int64)
+        if masks is None:
+            sampling, grammar = self._sampling.batch(sampled_rows, sampled_positions), None
+        else:
+            sampling = self._sampling.batch(sampled_rows, sampled_positions, masks.rows)
+            grammar = self._sampling.grammar(masks, sampling)
         batch = InputBatch(
             dimensions=BatchDimensions(num_tokens, num_rows - layout.num_decodes, layout.num_decodes),
             input_ids=self._input_ids(plan, layout.num_decodes, padded),
@@ -49,11 +66,22 @@ class BatchBuilder:
             seq_lens=self._upload(layout.ends),
             block_tables=self._upload(self._tables.gather(plan.rows, width)),
             sample_indices=self._upload(layout.query_start_loc[1:][layout.sampling].astype(np.int64) - 1),
-            sampling=self._sampling(sampled_rows, layout.ends[layout.sampling].astype(np.int64)),
+            sampling=sampling,
             host_query_start_loc=layout.query_start_loc,
             host_seq_lens=layout.ends,
+            grammar=grammar,
         )
-        return BuiltStep(batch, self._upload(sampled_rows))
+        if not self._rows.sampling.any_special:
+            return BuiltStep(batch, self._upload(sampled_rows), None, NO_REPORT)
+        tokens = ComputedTokens(np.repeat(plan.rows, plan.num_tokens).astype(np.int64), layout.positions)
+        targets, parts = self._sampling.prompt_targets(tokens)
+        audits, audit_rows = self._sampling.audits(tokens)
+        return BuiltStep(
+            batch=replace(batch, prompt_targets=targets, audits=audits),
+            sampled_rows=self._upload(sampled_rows),
+            log_append=self._sampling.log_append(sampled_rows, sampled_positions),
+            report=StepReport(self._sampling.logprob_counts(sampled_rows), parts, audit_rows, masks),
+        )
 
     def _input_ids(self, plan: StepPlan, num_decodes: int, padded: int) -> Tensor:
         host = np.zeros(padded, np.int64)
@@ -69,28 +97,6 @@ class BatchBuilder:
         count = padded - slots.size
         first = self._tables.dummy_block * self._tables.block_size
         return np.concatenate([slots, first + np.arange(count) % self._tables.block_size])
-
-    def _sampling(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> SamplingBatch:
-        state = self._rows
-        temperature, top_k, top_p = state.temperature[rows], state.top_k[rows], state.top_p[rows]
-        return SamplingBatch(
-            temperature=self._upload(temperature),
-            top_k=self._upload(top_k),
-            top_p=self._upload(top_p),
-            seed=self._upload(state.seed[rows]),
-            position=self._upload(positions),
-            all_greedy=bool((temperature == 0).all()),
-            any_top_k=bool((top_k > 0).any()),
-            any_top_p=bool((top_p < 1).any()),
-        )
-
-    def _upload(self, array: NDArray[Any]) -> Tensor:
-        """``array`` on the device. It must not change afterwards: on a CPU the tensor shares its memory."""
-        host = torch.from_numpy(array)
-        if self._device.type == "cpu":
-            return host
-        # fresh pinned memory per copy: the caching host allocator reuses it only after the copy has run
-        return host.pin_memory().to(self._device, non_blocking=True)
 
 
 def _pad(array: NDArray[np.int64], length: int) -> NDArray[np.int64]:

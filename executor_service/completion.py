@@ -57,7 +57,7 @@ class InlineCompleter:
     def submit(self, step: LaunchedStep) -> None:
         """Wait for the step's tokens and send them."""
         try:
-            token_ids, row_ok = step.output.wait()
+            output = step.output.wait()
         except Exception as error:  # whatever an asynchronous kernel raised
             self._sink.fault(step.epoch, fault_of(step.step_id, error))
             return
@@ -72,8 +72,18 @@ class InlineCompleter:
             starved_us=_microseconds(starved),
             plans_queued=step.plans_queued,
         )
-        status = _NO_STATUS if row_ok.all() else (~row_ok).astype(np.uint8)
-        self._sink.result(step.epoch, StepResult(step.step_id, token_ids, status, timings))
+        result = StepResult(
+            step_id=step.step_id,
+            token_ids=output.token_ids,
+            row_status=_NO_STATUS if output.row_ok.all() else (~output.row_ok).astype(np.uint8),
+            timings=timings,
+            logprobs=output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
+            audited_tokens=output.audited_tokens,
+            audit_mismatch_rows=output.audit_mismatch_rows,
+            grammar_ended=output.grammar_ended,
+        )
+        self._sink.result(step.epoch, result)
 
 
 class ThreadCompleter:

@@ -5,12 +5,16 @@ import socket
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from executor_service.curve import is_local
+from executor_service.endpoints import parse
+
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 _ENV_PREFIX = "BATON_EXECUTOR_"
 _MAX_ID_BYTES = 128
@@ -35,7 +39,11 @@ class ExecutorSettings(BaseSettings):
         extra="forbid",
     )
 
-    scheduler: str = Field("tcp://127.0.0.1:50052", description="ZeroMQ endpoint of the scheduler to dial")
+    scheduler: str = Field(
+        "tcp://127.0.0.1:50052",
+        description="ZeroMQ endpoints of the schedulers to choose from, separated by commas; a name stands for all "
+        "its addresses",
+    )
     model: Path = Field(description="checkpoint directory: config.json and *.safetensors")
     executor_id: str | None = Field(None, description="name in the scheduler's eyes; automatic: host name and pid")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a CUDA device if there is one")
@@ -50,10 +58,26 @@ class ExecutorSettings(BaseSettings):
     )
     max_batched_tokens: int = Field(2048, ge=1, le=1 << 20, description="tokens in a step")
     max_model_len: int | None = Field(None, ge=1, description="longest sequence; automatic: the checkpoint's")
+    attention_backend: Literal["auto", "native", "triton", "flash", "reference"] = Field(
+        "auto", description="auto takes the first of native (CPU), flash, triton (GPU), reference that can serve"
+    )
+    exact: bool = Field(
+        False, description="on a GPU, results that do not depend on the batch, bit by bit; CPUs always give them"
+    )
+    cuda_graphs: bool = Field(True, description="on a GPU, run small steps as captured graphs")
     threads: int | None = Field(None, ge=1, description="compute threads; automatic: torch's choice")
+    curve_key: Path | None = Field(
+        None, description="this executor's secret key towards the scheduler; automatic: none, which needs the loopback"
+    )
+    scheduler_key: Path | None = Field(None, description="the scheduler's public key; with --curve-key")
+    insecure: bool = Field(False, description="allow dialling a scheduler on another machine without keys")
+    drain_grace: float = Field(
+        20.0, ge=0, description="seconds to hand work over in after SIGTERM; then the process ends as it is"
+    )
     metrics_host: str = Field("127.0.0.1", description="address of the Prometheus port")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 is none")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
+    log_format: LogFormat = Field("text", description="text, or json: one object per line")
     die_with_parent: bool = Field(False, description="end when the parent process ends (Linux)")
     config: Path | None = Field(None, description="TOML file with these settings, spelled with underscores")
 
@@ -65,6 +89,17 @@ class ExecutorSettings(BaseSettings):
         if not value.isprintable() or not 0 < len(value.encode()) <= _MAX_ID_BYTES:
             raise ValueError(f"must be 1 to {_MAX_ID_BYTES} bytes of printable text")
         return value
+
+    @model_validator(mode="after")
+    def _is_protected(self) -> Self:
+        if (self.curve_key is None) != (self.scheduler_key is None):
+            raise ValueError("--curve-key and --scheduler-key must be given together")
+        if self.curve_key is None and not self.insecure and not all(map(is_local, parse(self.scheduler))):
+            raise ValueError(
+                f"{self.scheduler} is on another machine, and there are no keys; give --curve-key and --scheduler-key "
+                "('baton keys' makes them), or --insecure where the network itself is protected"
+            )
+        return self
 
     @property
     def identity(self) -> str:
@@ -120,5 +155,7 @@ def _read_file(path: str | None) -> dict[str, Any]:
 
 
 def _explain(detail: dict[str, Any]) -> str:
+    if not detail["loc"]:  # what the settings say together
+        return str(detail["msg"]).removeprefix("Value error, ")
     name = ".".join(str(part) for part in detail["loc"]).replace("_", "-")
     return f"--{name}: {detail['msg']}"

@@ -11,11 +11,13 @@ from executor_service.batch_builder import BatchBuilder
 from executor_service.completion import Completer, LaunchedStep, ResultSink, fault_of
 from executor_service.inbox import Inbox, NewEpoch, PlanArrival, Stop
 from executor_service.input_batch import InputBatch
-from executor_service.model_runner import SampledTokens
+from executor_service.masks import MaskSource, NoMasks
 from executor_service.plan_applier import PlanApplier
 from executor_service.row_state import RowState
+from executor_service.sampler import SampledTokens
 from executor_service.step_output import StepOutput
 from executor_service.step_plan import Fault, FaultCode, MalformedPlan, PlanError, StepPlan
+from executor_service.step_report import NO_REPORT, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +59,16 @@ class StepLauncher:
         applier: PlanApplier,
         builder: BatchBuilder,
         runner: Runner,
-        start_copy: Callable[[SampledTokens], StepOutput],
+        start_copy: Callable[[SampledTokens, StepReport], StepOutput],
+        masks: MaskSource | None = None,
     ) -> None:
+        """``masks`` are the matchers of rows with a grammar; without them no such row is taken."""
         self._rows = rows
         self._applier = applier
         self._builder = builder
         self._runner = runner
         self._start_copy = start_copy
+        self._masks: MaskSource = masks or NoMasks()
         nothing = rows.last_token[:0]
         self._no_tokens = SampledTokens(nothing, nothing.bool())
 
@@ -73,6 +78,7 @@ class StepLauncher:
         device = self._rows.last_token.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        self._masks.reset()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepOutput:
@@ -83,12 +89,14 @@ class StepLauncher:
             Exception: the model's, when the step cannot run.
         """
         layout = self._applier.apply(plan)
+        self._masks.apply(plan)
         if plan.rows.size == 0:  # a plan that only releases rows
-            return self._start_copy(self._no_tokens)
-        step = self._builder.build(plan, layout)
+            return self._start_copy(self._no_tokens, NO_REPORT)
+        masks = self._masks.begin(plan.rows[layout.sampling])
+        step = self._builder.build(plan, layout, masks)
         tokens = self._runner.run(step.batch)
-        self._rows.last_token.index_copy_(0, step.sampled_rows, tokens.token_ids)
-        return self._start_copy(tokens)
+        self._rows.record(step.sampled_rows, tokens.token_ids, step.log_append)
+        return self._start_copy(tokens, step.report)
 
 
 class Executor:

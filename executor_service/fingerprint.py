@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -35,14 +36,19 @@ def model_fingerprint(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def kernel_fingerprint(device: torch.device, dtype: torch.dtype, block_size: int) -> str:
-    """What the arithmetic depends on besides the weights, readable; the same for every number of threads."""
+def kernel_fingerprint(device: torch.device, dtype: torch.dtype, block_size: int, attention: str) -> str:
+    """What the arithmetic depends on besides the weights, readable; the same for every number of threads.
+
+    ``attention`` names the backend in use, and the exact mode if it is on.
+    """
     parts = {
         "torch": torch.__version__,
         "device": _capability(device),
         "dtype": str(dtype).removeprefix("torch."),
         "block": str(block_size),
         "kernels": selection(torch.empty(0, device=device, dtype=dtype)).partition(" (")[0].replace(" ", ":"),
+        "attention": attention,
+        "llguidance": version("llguidance"),
         "code": _code_digest(),
     }
     return " ".join(f"{key}={value}" for key, value in parts.items())

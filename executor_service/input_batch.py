@@ -7,21 +7,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from executor_service.batch_dimensions import BatchDimensions
+from executor_service.masks import TokenMasks
+from kernels.sampling import SamplingBatch
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingBatch:
-    """Sampling parameters, one entry per sampled row (S rows, unpadded), in the order of ``sample_indices``."""
+class GrammarMasks:
+    """Masks that matchers make while the step runs; they narrow rows ``at`` of ``SamplingBatch.mask.bits``."""
 
-    temperature: Tensor  # float32 [S]; 0 = greedy
-    top_k: Tensor  # int32 [S]; 0 = all
-    top_p: Tensor  # float32 [S]; 1 = all
-    seed: Tensor  # int64 [S]: bit pattern of the uint64 seed
-    position: Tensor  # int64 [S]: absolute position (prompt and output) of the token being sampled
-    # Host flags, so that nothing is computed that no row uses.
-    all_greedy: bool
-    any_top_k: bool
-    any_top_p: bool
+    source: TokenMasks
+    at: Tensor  # int64 [len(source.rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTargets:
+    """N prompt tokens whose log probabilities the step computes."""
+
+    indices: Tensor  # int64 [N]: token index whose hidden state predicts the token
+    token_ids: Tensor  # int64 [N]
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A tokens of the log to sample again, few enough for one product with the language model head."""
+
+    indices: Tensor  # int64 [A]: token index whose hidden state precedes the token
+    expected: Tensor  # int64 [A]: what the log has
+    sampling: SamplingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class LogAppend:
+    """Where sampled tokens go in the logs of the P rows with penalties."""
+
+    sampled: Tensor  # int64 [P], indices into the sampled rows
+    rows: Tensor  # int64 [P]
+    positions: Tensor  # int64 [P]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +66,6 @@ class InputBatch:
     # The same values on the host: attention metadata is planned from them without waiting for the device.
     host_query_start_loc: NDArray[np.int32]  # [R + 1]
     host_seq_lens: NDArray[np.int32]  # [R]
+    grammar: GrammarMasks | None = None
+    prompt_targets: PromptTargets | None = None
+    audits: tuple[Audit, ...] = ()

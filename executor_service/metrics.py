@@ -7,6 +7,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
 from executor_service.config import ConfigError
+from executor_service.cuda_graphs import CaptureReport
 from executor_service.executor import EpochLink, PlanLauncher
 from executor_service.step_output import StepOutput
 from executor_service.step_plan import Fault, FaultCode, StepPlan, StepResult
@@ -52,8 +53,15 @@ class ExecutorMetrics:
         self.faults = {code: faults.labels(code.name.lower()) for code in FaultCode}
         self.sessions = Counter("baton_executor_sessions", "Sessions (epochs) that began.", registry=registry)
 
-    def describe(self, capacity: Capacity, kv_bytes: int) -> None:
+    def describe(self, capacity: Capacity, kv_bytes: int, graphs: CaptureReport | None = None) -> None:
         """Add what does not change once the model is loaded."""
+        if graphs is not None:
+            for name, help_text, value in (
+                ("baton_executor_graphs", "Captured CUDA graphs.", graphs.graphs),
+                ("baton_executor_graph_bytes", "Device memory of captured CUDA graphs.", graphs.memory),
+                ("baton_executor_graph_capture_seconds", "Time that capturing CUDA graphs took.", graphs.seconds),
+            ):
+                Gauge(name, help_text, registry=self.registry).set(value)
         Gauge("baton_executor_kv_cache_bytes", "Memory of the KV cache.", registry=self.registry).set(kv_bytes)
         Gauge("baton_executor_kv_blocks", "KV blocks.", registry=self.registry).set(capacity.num_blocks)
         Gauge(

@@ -1,47 +1,83 @@
 """Runs one step: metadata, inference context, model, logits, sampling."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from executor_service.batch_dimensions import pad_tokens, token_rounder
+from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
 from executor_service.context import InferenceContext, inference_context
+from executor_service.cuda_graphs import Capturer, CaptureReport, StepGraphs
 from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
-from executor_service.metadata.attention import build_attention_metadata
+from executor_service.metadata.attention import AttentionMetadata, attention_metadata_of, build_attention_metadata
+from executor_service.metadata.step_buffers import StepBuffers, StepInputs
 from executor_service.models import CausalLM
-from executor_service.sampler import sample
+from executor_service.sampler import SampledTokens, sample_step
+from kernels.gpu import library as gpu_library
 from kernels.native.library import selection
+from kernels.paged_attention.backends import AttentionShape, BackendName, choose_backend
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
-    """What a step sampled, in the order of ``InputBatch.sample_indices``, on the model's device."""
-
-    token_ids: Tensor  # int64 [S]; 0 where row_ok is False
-    row_ok: Tensor  # bool [S]; False where the row's logits were not finite
-
-
 class ModelRunner:
-    """Owns a model bound to its KV cache and runs steps on it, one after another."""
+    """Owns a model bound to its KV cache and runs steps on it, one after another.
 
-    def __init__(self, model: CausalLM, kv_cache: KVCache) -> None:
-        """Take over ``model``, whose weights are loaded: they are packed for the kernels that run here."""
-        model.pack_weights()
-        kv_cache.bind(model)
-        logger.info("kernels: %s", selection(kv_cache.keys[0]))
+    Attributes:
+        attention: the backend in use, and whether in exact mode, for fingerprints.
+    """
+
+    def __init__(
+        self, model: CausalLM, kv_cache: KVCache, attention_backend: BackendName = "auto", exact: bool = False
+    ) -> None:
+        """Take over ``model``, whose weights are loaded: they are packed for the kernels that run here.
+
+        exact: on a GPU, run kernels in which no row's bits depend on its batch. On CPU they are like that anyway.
+        Raises ``BackendError`` when ``attention_backend`` cannot serve the model.
+        """
+        keys = kv_cache.keys[0]
+        exact = exact and (keys.is_cuda or gpu_library.handles(keys))
+        shape = AttentionShape(keys.device, keys.dtype, model.config.head_dim, kv_cache.block_size, exact)
+        self._backend = choose_backend(attention_backend, shape)
+        model.pack_weights(exact)
+        logger.info("kernels: %s%s", selection(keys), ", exact" if exact else "")
+        self.attention = f"{self._backend.name}:exact" if exact else self._backend.name
         self._model = model
+        self._graphs: StepGraphs | None = None
+        self.use_cache(kv_cache)
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether steps can be captured as graphs."""
+        return self._backend.is_capturable
+
+    def use_cache(self, kv_cache: KVCache) -> None:
+        """Work on ``kv_cache`` from now on; graphs of another one are gone."""
+        kv_cache.bind(self._model, self._backend)
         self._kv_cache = kv_cache
+        self._graphs = None
+
+    @torch.inference_mode()
+    def capture(self, sizes: Sequence[BatchDimensions], max_blocks: int, capturer: Capturer) -> CaptureReport:
+        """Capture graphs of steps of ``sizes`` with block tables of ``max_blocks``; later steps run in them."""
+        buffers = StepBuffers(
+            max(size.tokens for size in sizes),
+            max(size.requests for size in sizes),
+            max_blocks,
+            self._kv_cache.dummy_block,
+            self._kv_cache.block_size,
+            self._kv_cache.keys[0].device,
+        )
+        self._graphs = StepGraphs(self._forward_static, buffers, sizes, capturer)
+        return self._graphs.report
 
     @torch.inference_mode()
     def run(self, batch: InputBatch) -> SampledTokens:
         """Append the step's keys and values to the cache, and sample. Waits for no value of the device."""
-        token_ids, row_ok = sample(self.compute_logits(batch), batch.sampling)
-        return SampledTokens(token_ids=token_ids, row_ok=row_ok)
+        return sample_step(partial(self._logits_at, self._hidden(batch)), batch)
 
     @torch.inference_mode()
     def compute_logits(self, batch: InputBatch) -> Tensor:
@@ -49,15 +85,28 @@ class ModelRunner:
 
         A row's bits on CPU depend on its own tokens only, if the batch is padded by ``token_rounder``.
         """
-        metadata = build_attention_metadata(batch, self._kv_cache.block_size, self._model.config.group_size)
-        with inference_context(InferenceContext(attention=metadata)):
-            hidden: Tensor = self._model(batch.input_ids, batch.positions)
-            return self._sampled_logits(hidden, batch.sample_indices)
+        return self._logits_at(self._hidden(batch), batch.sample_indices)
 
-    def _sampled_logits(self, hidden: Tensor, sample_indices: Tensor) -> Tensor:
+    def _hidden(self, batch: InputBatch) -> Tensor:
+        hidden = None if self._graphs is None else self._graphs.run(batch)
+        if hidden is None:
+            metadata = build_attention_metadata(batch, self._kv_cache.block_size, self._model.config.group_size)
+            hidden = self._forward(batch.input_ids, batch.positions, metadata)
+        return hidden
+
+    def _forward_static(self, inputs: StepInputs) -> Tensor:
+        metadata = attention_metadata_of(inputs, self._kv_cache.block_size, self._model.config.group_size)
+        return self._forward(inputs.input_ids, inputs.positions, metadata)
+
+    def _forward(self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
+        with inference_context(InferenceContext(attention=metadata)):
+            hidden: Tensor = self._model(input_ids, positions)
+        return hidden
+
+    def _logits_at(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """The head sees a padded number of rows, like every other matrix product (``token_rounder``)."""
-        rows = sample_indices.shape[0]
+        rows = indices.shape[0]
         padded = pad_tokens(rows, token_rounder(hidden.device, hidden.dtype, torch.get_num_threads()))
         if padded > rows:
-            sample_indices = torch.nn.functional.pad(sample_indices, (0, padded - rows))
-        return self._model.compute_logits(hidden.index_select(0, sample_indices))[:rows]
+            indices = torch.nn.functional.pad(indices, (0, padded - rows))
+        return self._model.compute_logits(hidden.index_select(0, indices))[:rows]

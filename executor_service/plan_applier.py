@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from executor_service.admission_checks import check_admission
 from executor_service.block_tables import BlockTables
 from executor_service.row_state import UNSCHEDULED, RowState
 from executor_service.step_plan import EXPLICIT, SAMPLE, Admission, FaultCode, Int32s, PlanError, StepPlan
@@ -64,6 +65,7 @@ class PlanApplier:
         self._extend(plan.extend_rows, plan.extend_blocks)
         layout = self._lay_out(plan)
         self._check_tokens(plan, layout)
+        self._extend_logs(plan, layout)
         self._rows.advance(plan.rows, layout.ends, (plan.flags & SAMPLE) != 0)
         return layout
 
@@ -76,13 +78,13 @@ class PlanApplier:
 
     def _admit(self, admissions: tuple[Admission, ...]) -> None:
         for admission in admissions:
-            row, sampling = admission.row, admission.sampling
+            row = admission.row
             if row >= self._limits.max_rows or self._rows.admitted[row]:
                 raise _bad(f"row {row} is admitted but out of range or taken")
-            if not 0 <= sampling.temperature < np.inf:
-                raise _bad(f"row {row} has temperature {sampling.temperature}")
-            if sampling.temperature > 0 and not 0 < sampling.top_p <= 1:
-                raise _bad(f"row {row} has top_p {sampling.top_p}")
+            try:
+                check_admission(admission, self._limits.vocab_size, self._limits.max_model_len)
+            except ValueError as error:
+                raise _bad(f"row {row} has {error}") from error
             self._rows.admit(admission)
         if admissions:
             counts = [admission.block_ids.size for admission in admissions]
@@ -175,6 +177,17 @@ class PlanApplier:
             raise _bad(f"{token_ids.size} input tokens for {num_tokens - layout.num_decodes} positions")
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < self._limits.vocab_size:
             raise _bad("an input token is outside the vocabulary")
+
+    def _extend_logs(self, plan: StepPlan, layout: StepLayout) -> None:
+        """Rows with penalties sample on the whole of their log, and append to it."""
+        sampling = self._rows.sampling
+        if not sampling.any_special:
+            return
+        rows, positions = plan.rows[layout.sampling], layout.ends[layout.sampling]
+        gaps = sampling.has_penalties[rows] & (positions > sampling.log_len[rows])
+        if gaps.any():
+            raise _bad(f"row {rows[gaps][0]} samples past the end of its token log")
+        sampling.log_len[rows] = np.maximum(sampling.log_len[rows], positions + 1)
 
 
 def _bad(message: str) -> PlanError:

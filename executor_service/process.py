@@ -1,43 +1,14 @@
-"""The process itself: leaving on signals, dying with the parent."""
+"""The process itself: dying with the parent, its log."""
 
 import ctypes
+import json
+import logging
 import os
 import signal
 import sys
-import threading
-import time
-from types import FrameType
-from typing import NoReturn
 
-_GRACE_SECONDS = 0.7
 _PR_SET_PDEATHSIG = 1
-
-
-def leave_on_signals() -> None:
-    """Make SIGTERM and SIGINT end the process within a second, with exit code 0.
-
-    The handler raises SystemExit in the main thread. That takes effect between two byte codes; while the main thread
-    is deep in a library call, a watchdog ends the process. An executor has nothing to save.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watchdog, args=(reader,), name="signals", daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
-
-
-def _leave(number: int, _: FrameType | None) -> NoReturn:
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(0)
-
-
-def _watchdog(reader: int) -> None:
-    while os.read(reader, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
-        pass
-    time.sleep(_GRACE_SECONDS)
-    os._exit(0)
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def die_with_parent() -> None:
@@ -48,3 +19,31 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(0)
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """One line per event on stderr, its fields (``extra`` of the logging call) included; ``text`` or ``json``."""
+    formatter: logging.Formatter = _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if log_format == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        names = {"levelname": "level", "name": "logger"}
+        formatter = JsonFormatter([*names, "message"], rename_fields=names, timestamp="time", json_ensure_ascii=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class _TextFormatter(logging.Formatter):
+    """The message, then the event's fields as ``name=value``."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
+        return " ".join([super().formatMessage(record), *(f"{name}={_word(value)}" for name, value in fields.items())])
+
+
+def _word(value: object) -> str:
+    """Quoted where it would break the line or be taken for several."""
+    text = str(value)
+    plain = text.isprintable() and not {" ", '"', "="} & set(text) and text
+    return text if plain else json.dumps(text)

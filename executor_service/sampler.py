@@ -1,47 +1,66 @@
-"""Turns logits into tokens: greedy, or sampling with temperature, top-k and top-p."""
+"""From a step's hidden states to its tokens, and to what rows report beside them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from executor_service.input_batch import SamplingBatch
-from kernels.sampling import gumbel_noise, mask_top_k_top_p
+from executor_service.input_batch import GrammarMasks, InputBatch, PromptTargets
+from kernels.sampling import Logprobs, SamplingBatch, log_probabilities, sample
+
+# Positions whose logits exist at once beside those that are sampled: 64 x 151,936 in float32 are 37 MiB.
+SLICE = 64
 
 
-def sample(logits: Tensor, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """Sample one token per row: (token ids int64 [S], row_ok bool [S]).
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What a step yielded on the model's device, in the order of ``InputBatch.sample_indices``."""
 
-    logits: float32 [S, V]. A row that holds NaN or an infinity has row_ok False and token 0. Greedy rows take the most
-    likely id, the lowest of equals. Other rows divide by the temperature, keep the top k, then the nucleus of mass p
-    (``mask_top_k_top_p``), and sample by Gumbel-max with noise that is a pure function of (seed, position, id): a row's
-    token depends on its own logits and parameters only.
+    token_ids: Tensor  # int64 [S]; 0 where row_ok is False
+    row_ok: Tensor  # bool [S]; False where the row's logits were not finite, or nothing may be sampled
+    logprobs: Logprobs | None = None  # of ``SamplingBatch.logprobs``
+    prompt_logprobs: Logprobs | None = None  # of ``InputBatch.prompt_targets``
+    audit_matches: Tensor | None = None  # bool, one per token of ``InputBatch.audits``
+
+
+def sample_step(logits_at: Callable[[Tensor], Tensor], batch: InputBatch) -> SampledTokens:
+    """Sample the step's rows. ``logits_at`` maps token indices, int64 [N], to float32 [N, V].
+
+    Waits for no value of the device, but for the matchers of rows with a grammar.
     """
-    lowest, highest = torch.aminmax(logits, dim=-1)
-    row_ok = torch.isfinite(lowest) & torch.isfinite(highest)
-    token_ids = logits.argmax(-1)
-    if not sampling.all_greedy:
-        token_ids = torch.where(sampling.temperature > 0, _sample_noisy(logits, highest, sampling), token_ids)
-    return torch.where(row_ok, token_ids, 0), row_ok
+    logits = logits_at(batch.sample_indices)
+    if batch.grammar is not None:
+        _narrow(batch.sampling, batch.grammar)
+    sampled = sample(logits, batch.sampling)
+    del logits
+    prompt_logprobs = None
+    if batch.prompt_targets is not None:
+        prompt_logprobs = _prompt_logprobs(logits_at, batch.prompt_targets)
+    audit_matches = None
+    if batch.audits:
+        again = [sample(logits_at(audit.indices), audit.sampling).token_ids == audit.expected for audit in batch.audits]
+        audit_matches = torch.cat(again)
+    return SampledTokens(sampled.token_ids, sampled.row_ok, sampled.logprobs, prompt_logprobs, audit_matches)
 
 
-def _sample_noisy(logits: Tensor, highest: Tensor, sampling: SamplingBatch) -> Tensor:
-    """Gumbel-max over scaled and filtered logits; the result means nothing for greedy rows."""
-    temperature = torch.where(sampling.temperature > 0, sampling.temperature, 1.0).unsqueeze(1)
-    # Relative to the highest, so that no temperature, however small, makes an infinity out of the best logit.
-    scaled = (logits - highest.unsqueeze(1)) / temperature
-    if sampling.any_top_k or sampling.any_top_p:
-        scaled = _filter(scaled, sampling)
-    return scaled.add_(gumbel_noise(sampling.seed, sampling.position, logits.shape[1])).argmax(-1)
+def _narrow(sampling: SamplingBatch, grammar: GrammarMasks) -> None:
+    """Allow only what the matchers do; the bits are this step's own."""
+    mask = sampling.mask
+    assert mask is not None  # the batch builder made one for these rows
+    host = grammar.source.fill()
+    if mask.bits.is_cuda:
+        host = host.pin_memory()
+    bits = host.to(mask.bits.device, non_blocking=True) & mask.bits.index_select(0, grammar.at)
+    mask.bits.index_copy_(0, grammar.at, bits)
 
 
-def _filter(scaled: Tensor, sampling: SamplingBatch) -> Tensor:
-    """Apply top-k and top-p to the rows that ask for them."""
-    top_k = sampling.top_k if sampling.any_top_k else None
-    top_p = sampling.top_p if sampling.any_top_p else None
-    if scaled.device.type != "cpu":
-        return mask_top_k_top_p(scaled, top_k, top_p)
-    # Sorting a vocabulary is the dearest part of sampling on CPU, and selecting rows needs no wait for a device there.
-    rows = torch.nonzero((sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1.0))).squeeze(1)
-    scaled[rows] = mask_top_k_top_p(
-        scaled[rows], None if top_k is None else top_k[rows], None if top_p is None else top_p[rows]
+def _prompt_logprobs(logits_at: Callable[[Tensor], Tensor], targets: PromptTargets) -> Logprobs:
+    slices = zip(torch.split(targets.indices, SLICE), torch.split(targets.token_ids, SLICE), strict=True)
+    parts = [log_probabilities(logits_at(indices), token_ids, targets.num_top) for indices, token_ids in slices]
+    return Logprobs(
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        ranks=torch.cat([part.ranks for part in parts]),
+        top_ids=torch.cat([part.top_ids for part in parts]),
+        top_logprobs=torch.cat([part.top_logprobs for part in parts]),
     )
-    return scaled

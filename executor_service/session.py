@@ -9,6 +9,7 @@ from executor_service.inbox import Inbox, PlanArrival, Stop
 from executor_service.step_plan import Fault, MalformedPlan, StepPlan, StepResult
 from executor_service.wire import (
     Capacity,
+    Drain,
     Frame,
     Header,
     Heartbeat,
@@ -24,6 +25,7 @@ from executor_service.wire import (
 
 logger = logging.getLogger(__name__)
 
+EXIT_DRAINED = 0
 EXIT_REJECTED = 3
 
 _FIRST_HELLO_INTERVAL = 0.1
@@ -80,12 +82,29 @@ class Session:
         self._next_send = now
         self._hello_interval = _FIRST_HELLO_INTERVAL
         self._gap_reported = False
+        self._is_leaving = False
+        self._redirect = ""
+        self._faithful_until = now
         self._start_hello(now)
 
     @property
     def is_connected(self) -> bool:
         """Whether a scheduler has welcomed this executor and been heard since."""
         return self._epoch is not None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this executor is to end as soon as others have its work."""
+        return self._is_leaving
+
+    def is_seeking(self, now: float) -> bool:
+        """Whether any scheduler is as good as another: not in a session, nor right after a fault."""
+        return self._epoch is None and now >= self._faithful_until
+
+    def take_redirect(self) -> str:
+        """Where the scheduler that has just let this executor go sends it; empty if nowhere."""
+        redirect, self._redirect = self._redirect, ""
+        return redirect
 
     # ---------------------------------------------------------------- time
 
@@ -100,8 +119,7 @@ class Session:
         """Send what is due; give up a scheduler that has been silent for its lease."""
         epoch = self._epoch
         if epoch is not None and now >= self._last_heard + epoch.lease:
-            logger.warning("lost scheduler: silent for %.1f s; dropping all work, reconnecting", now - self._last_heard)
-            self._start_hello(now)
+            self.lose(now, f"silent for {now - self._last_heard:.1f} s")
         if now < self._next_send:
             return
         if self._epoch is None:
@@ -111,6 +129,41 @@ class Session:
             self._hello_interval = min(2 * self._hello_interval, _MAX_HELLO_INTERVAL)
         else:
             self._send_heartbeat(self._epoch, now)
+            if self._is_leaving:
+                self._send(Drain(""))
+
+    def lose(self, now: float, reason: str) -> None:
+        """Give up the scheduler, and with it all work; ``reason`` is for a person."""
+        logger.warning("scheduler lost, dropping all work and reconnecting", extra={"reason": reason})
+        self._start_hello(now)
+        if self._is_leaving:
+            self._end("its scheduler is gone")
+
+    # ---------------------------------------------------------------- leaving
+
+    def drain(self) -> None:
+        """Leave for good as soon as the scheduler has handed all work to others; at once if there is no scheduler."""
+        self._is_leaving = True
+        if self._epoch is None:
+            self._end("it was in no session")
+        else:
+            self._send(Drain(""))
+
+    def ask_to_move(self, redirect: str) -> None:
+        """Ask to be let go to another scheduler; ours may think otherwise, and then does not answer."""
+        if self._epoch is not None and not self._is_leaving:
+            self._send(Drain(redirect))
+
+    def _end(self, why: str) -> None:
+        self._inbox.stop(Stop(EXIT_DRAINED, f"this executor was drained: {why}"))
+
+    def _receive_drain(self, drain: Drain, now: float) -> None:
+        if self._is_leaving or not drain.redirect:
+            self._end("the scheduler let it go")
+            return
+        logger.info("let go to %s", drain.redirect)
+        self._start_hello(now)
+        self._redirect = drain.redirect
 
     # ---------------------------------------------------------------- from the main thread
 
@@ -136,8 +189,13 @@ class Session:
     def fault(self, epoch: int, fault: Fault, now: float) -> None:
         """Report a fault and ask for a new session."""
         if self._current(epoch) is not None:
-            logger.error("fault in step %d: %s: %s", fault.step_id, fault.code.name, fault.message)
+            fields = {"step_id": fault.step_id, "code": fault.code.name, "reason": fault.message}
+            logger.error("fault, asking for a new session", extra=fields)
+            lease = self._epoch.lease if self._epoch is not None else _DEFAULT_LEASE
             self._start_hello(now, fault)
+            self._faithful_until = now + lease
+            if self._is_leaving:
+                self._end("a step failed")
 
     # ---------------------------------------------------------------- from the scheduler
 
@@ -187,6 +245,9 @@ class Session:
                 self._receive_plan(frame.body, epoch, now)
             case Heartbeat():
                 settled = max(settled, frame.body.last_settled_step)
+            case Drain():
+                self._receive_drain(frame.body, now)
+                return
             case _:
                 self._drop("frame of an unknown kind")
         while self._unsettled and (first := next(iter(self._unsettled))) <= settled:
@@ -242,7 +303,7 @@ class Session:
         self._last_heard = now
         self._next_send = now + heartbeat
         self._inbox.restart(header.epoch)
-        logger.info("welcomed by scheduler %s: epoch %d", header.scheduler_id, header.epoch)
+        logger.info("session begins", extra={"scheduler_id": header.scheduler_id, "epoch": header.epoch})
 
     # ---------------------------------------------------------------- frames
 

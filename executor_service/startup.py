@@ -14,21 +14,31 @@ from executor_service.batch_dimensions import token_rounder
 from executor_service.block_tables import BlockTables
 from executor_service.completion import Completer, InlineCompleter, ThreadCompleter
 from executor_service.config import ConfigError, ExecutorSettings
+from executor_service.cuda_graphs import CaptureReport, CudaCapturer, graph_sizes
+from executor_service.curve import KeyFileError, load_keys
+from executor_service.endpoints import EndpointError
 from executor_service.executor import Executor, StepLauncher
 from executor_service.fingerprint import kernel_fingerprint, model_fingerprint
+from executor_service.grammar import GrammarRows
+from executor_service.grammar_compiler import GrammarCompiler
 from executor_service.inbox import Inbox, Stop
 from executor_service.kv_cache import KVCache
-from executor_service.link import EndpointError, Link
-from executor_service.memory import default_kv_bytes
+from executor_service.link import Link
+from executor_service.masks import MaskSource
+from executor_service.memory import default_kv_bytes, peak_bytes
 from executor_service.metrics import ExecutorMetrics, MeteredLauncher, MeteredLink, serve_metrics
-from executor_service.model_runner import ModelRunner, SampledTokens
-from executor_service.models import ModelConfig, UnsupportedCheckpointError, load_config
+from executor_service.model_runner import ModelRunner
+from executor_service.models import CausalLM, ModelConfig, UnsupportedCheckpointError, load_config
 from executor_service.plan_applier import PlanApplier, PlanLimits
 from executor_service.row_state import RowState
+from executor_service.sampler import SampledTokens
+from executor_service.signals import Signals
 from executor_service.step_output import DeviceStepOutput, HostStepOutput, StepOutput
-from executor_service.warmup import warm_up
+from executor_service.step_report import StepReport
+from executor_service.warmup import LargestStep, warm_up
 from executor_service.weights import load_model
 from executor_service.wire import Capacity
+from kernels.paged_attention.backends import BackendError
 
 logger = logging.getLogger(__name__)
 
@@ -50,34 +60,43 @@ class _Shape:
         return -(-self.max_model_len // self.block_size)
 
 
-def serve(settings: ExecutorSettings) -> Stop:
+def serve(settings: ExecutorSettings, signals: Signals | None = None) -> Stop:
     """Load the model, dial the scheduler, follow its plans; returns why it stopped.
+
+    With ``signals`` the process hands its work over before it ends on one.
 
     Raises:
         ConfigError: the settings, or the checkpoint they name, cannot be served.
     """
     inbox = Inbox()
     try:
-        link = Link(settings.scheduler, settings.identity, secrets.randbits(64), inbox)
+        keys = None
+        if settings.curve_key is not None and settings.scheduler_key is not None:
+            keys = load_keys(settings.curve_key, settings.scheduler_key)
+        link = Link(settings.scheduler, settings.identity, secrets.randbits(64), inbox, keys)
     except EndpointError as error:
         raise ConfigError(f"--scheduler: {error}") from error
+    except KeyFileError as error:
+        raise ConfigError(f"--curve-key, --scheduler-key: {error}") from error
     metrics = ExecutorMetrics()
     try:
         if settings.metrics_port:
             serve_metrics(metrics, settings.metrics_host, settings.metrics_port)
-        launcher, capacity, kv_bytes = prepare(settings)
+        launcher, capacity, kv_bytes, graphs = prepare(settings)
         metered = MeteredLink(link, metrics)
         completer: Completer = InlineCompleter(metered) if capacity.device == "cpu" else ThreadCompleter(metered)
         link.start(capacity)
-        metrics.describe(capacity, kv_bytes)
+        if signals is not None:
+            signals.drain_first(link.drain, settings.drain_grace)
+        metrics.describe(capacity, kv_bytes, graphs)
         metrics.follow(lambda: link.session.is_connected, lambda: dict(link.session.dropped))
         return Executor(inbox, metered, MeteredLauncher(launcher, metrics), completer).run()
     finally:
         link.close()
 
 
-def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
-    """The loaded model behind a launcher, what to report of it, and the bytes of its KV cache."""
+def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int, CaptureReport | None]:
+    """The loaded model behind a launcher, what to report of it, the bytes of its KV cache, and its graphs if any."""
     began = time.monotonic()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -87,10 +106,18 @@ def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
         fingerprint = model_fingerprint(settings.model)
     except (UnsupportedCheckpointError, OSError) as error:
         raise ConfigError(f"--model: {error}") from error
-    kv_cache = _allocate_kv_cache(settings, shape)
     limits = PlanLimits(shape.max_rows, settings.max_batched_tokens, shape.max_model_len, shape.config.vocab_size)
-    launcher = _build_launcher(shape, limits, ModelRunner(model, kv_cache), kv_cache.num_blocks)
+    try:
+        runner, kv_cache = _build_runner(settings, shape, limits, model)
+    except BackendError as error:
+        raise ConfigError(f"--attention-backend: {error}") from error
+    grammars = GrammarRows(GrammarCompiler(settings.model, limits.vocab_size), limits.vocab_size)
+    launcher = _build_launcher(shape, limits, runner, kv_cache.num_blocks, grammars)
     warm_up(launcher, shape.block_size)
+    graphs = None
+    if settings.cuda_graphs and shape.device.type == "cuda" and runner.is_capturable:
+        sizes = graph_sizes(limits.max_batched_tokens, limits.max_rows)
+        graphs = runner.capture(sizes, shape.blocks_per_row, CudaCapturer(shape.device))
     logger.info(
         "ready in %.1f s: %s on %s, %s, %d blocks of %d tokens",
         time.monotonic() - began,
@@ -104,7 +131,7 @@ def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
         executor_id=settings.identity,
         model=settings.model.resolve().name,
         model_fingerprint=fingerprint,
-        kernel_fingerprint=kernel_fingerprint(shape.device, shape.dtype, shape.block_size),
+        kernel_fingerprint=kernel_fingerprint(shape.device, shape.dtype, shape.block_size, runner.attention),
         device=shape.device.type,
         dtype=str(shape.dtype).removeprefix("torch."),
         vocab_size=limits.vocab_size,
@@ -113,9 +140,15 @@ def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int]:
         num_blocks=kv_cache.num_blocks,
         max_rows=limits.max_rows,
         max_batched_tokens=limits.max_batched_tokens,
+        features=_features(shape.device, settings.exact),
     )
     per_block = KVCache.bytes_per_block(shape.config, shape.block_size, shape.dtype)
-    return launcher, capacity, per_block * (kv_cache.num_blocks + 1)  # one more is the dummy block
+    return launcher, capacity, per_block * (kv_cache.num_blocks + 1), graphs  # one more is the dummy block
+
+
+def _features(device: torch.device, exact: bool) -> tuple[str, ...]:
+    """``exact``: a row's tokens depend on nothing but its own log, so that streams go on here bit by bit."""
+    return ("exact",) if device.type == "cpu" or exact else ()
 
 
 def _shape(settings: ExecutorSettings, config: ModelConfig) -> _Shape:
@@ -140,12 +173,35 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
-def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape) -> KVCache:
+def _build_runner(
+    settings: ExecutorSettings, shape: _Shape, limits: PlanLimits, model: CausalLM
+) -> tuple[ModelRunner, KVCache]:
+    """On a CUDA device the largest step runs once, in a cache of its own: what it takes is not given to the cache."""
+    if shape.device.type != "cuda":
+        kv_cache = _allocate_kv_cache(settings, shape, 0)
+        return ModelRunner(model, kv_cache, settings.attention_backend, settings.exact), kv_cache
+    step = LargestStep(limits, shape.block_size)
+    trial = KVCache.allocate(shape.config, step.num_blocks, shape.block_size, shape.device, shape.dtype)
+    runner = ModelRunner(model, trial, settings.attention_backend, settings.exact)
+    launcher = _build_launcher(shape, limits, runner, step.num_blocks)
+    working_bytes = peak_bytes(shape.device, lambda: step.run(launcher))
+    logger.info("the largest step takes %.1f MiB besides weights and KV cache", working_bytes / (1 << 20))
+    runner.use_cache(KVCache.allocate(shape.config, 1, shape.block_size, shape.device, shape.dtype))
+    del trial  # its memory is free before the rest is measured
+    kv_cache = _allocate_kv_cache(settings, shape, working_bytes)
+    runner.use_cache(kv_cache)
+    return runner, kv_cache
+
+
+def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape, working_bytes: int) -> KVCache:
     """As many blocks as were asked for or as fit into what the weights left, but no more than could ever be used."""
     num_blocks = settings.num_blocks
     if num_blocks is None:
         per_block = KVCache.bytes_per_block(shape.config, shape.block_size, shape.dtype)
-        memory = default_kv_bytes(shape.device) if settings.kv_memory is None else int(settings.kv_memory)
+        if settings.kv_memory is None:
+            memory = default_kv_bytes(shape.device, working_bytes)
+        else:
+            memory = int(settings.kv_memory)
         fitting = memory // per_block - 1  # one more is the dummy block
         if fitting < 1:
             raise ConfigError(f"--kv-memory: {memory} bytes do not hold two blocks of {per_block} bytes")
@@ -156,11 +212,13 @@ def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape) -> KVCache:
         raise ConfigError(f"{num_blocks} KV blocks do not fit into the memory of {shape.device}") from error
 
 
-def _build_launcher(shape: _Shape, limits: PlanLimits, runner: ModelRunner, num_blocks: int) -> StepLauncher:
-    rows = RowState(shape.max_rows, shape.device)
+def _build_launcher(
+    shape: _Shape, limits: PlanLimits, runner: ModelRunner, num_blocks: int, masks: MaskSource | None = None
+) -> StepLauncher:
+    rows = RowState(shape.max_rows, shape.max_model_len, limits.vocab_size, shape.device)
     tables = BlockTables(shape.max_rows, shape.blocks_per_row, num_blocks, shape.block_size)
     rounder = token_rounder(shape.device, shape.dtype, torch.get_num_threads())
-    start_copy: Callable[[SampledTokens], StepOutput] = HostStepOutput
+    start_copy: Callable[[SampledTokens, StepReport], StepOutput] = HostStepOutput
     if shape.device.type == "cuda":
         side_stream = torch.cuda.Stream(shape.device)  # type: ignore[no-untyped-call]
         start_copy = partial(DeviceStepOutput, copy_stream=side_stream)
@@ -170,4 +228,5 @@ def _build_launcher(shape: _Shape, limits: PlanLimits, runner: ModelRunner, num_
         BatchBuilder(rows, tables, shape.device, rounder),
         runner,
         start_copy,
+        masks,
     )

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from baton_protos import execution_pb2 as pb
-from baton_protos.columns import INT32, UINT8, UINT32, pack, unpack
+from baton_protos.columns import FLOAT32, INT32, UINT8, UINT32, pack, unpack
 from executor_service.step_plan import (
     Admission,
     Fault,
+    LogprobColumns,
     MalformedPlan,
     RowSampling,
     StepPlan,
@@ -48,6 +49,7 @@ class Capacity:
     num_blocks: int
     max_rows: int
     max_batched_tokens: int
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,31 @@ class Heartbeat:
     last_settled_step: int
 
 
-Outgoing = Hello | Ready | StepResult | Heartbeat | Fault
-Incoming = Welcome | StepPlan | MalformedPlan | Heartbeat
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """To the scheduler: let this executor go. From it: the executor is let go. ``redirect``: to another scheduler."""
+
+    redirect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks a scheduler how much it needs an executor."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The answer to a Probe: a scheduler's executors, and the requests that wait for one."""
+
+    nonce: int
+    executors: int
+    queued_requests: int
+
+
+Outgoing = Hello | Ready | StepResult | Heartbeat | Fault | Drain | Probe
+Incoming = Welcome | StepPlan | MalformedPlan | Heartbeat | Drain | Census
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +144,15 @@ def decode(data: bytes) -> Frame:
     return Frame(header, _decode_body(envelope))
 
 
+def decode_census(data: bytes) -> Census | None:
+    """The Census in a frame; None if it is anything else."""
+    try:
+        body = decode(data).body
+    except WireError:
+        return None
+    return body if isinstance(body, Census) else None
+
+
 def _decode_body(envelope: pb.Envelope) -> Incoming | None:
     match envelope.WhichOneof("body"):
         case "plan":
@@ -130,6 +164,11 @@ def _decode_body(envelope: pb.Envelope) -> Incoming | None:
             return Welcome(
                 welcome.nonce, welcome.accepted, welcome.reject_reason, welcome.heartbeat_ms, welcome.lease_ms
             )
+        case "drain":
+            return Drain(envelope.drain.redirect)
+        case "census":
+            census = envelope.census
+            return Census(census.nonce, census.executors, census.queued_requests)
     return None
 
 
@@ -155,13 +194,36 @@ def _decode_plan(plan: pb.StepPlan) -> StepPlan | MalformedPlan:
 
 
 def _decode_admission(admission: pb.Admission) -> Admission:
-    sampling = admission.sampling
     return Admission(
         row=admission.row,
         block_ids=unpack(admission.block_ids, INT32),
-        sampling=RowSampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
+        sampling=_decode_sampling(admission.sampling),
         prompt_len=admission.prompt_len,
         token_ids=unpack(admission.token_ids, INT32),
+        audit_from=admission.audit_from,
+    )
+
+
+def _decode_sampling(sampling: pb.RowSampling) -> RowSampling:
+    return RowSampling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty or 1.0,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        seed=sampling.seed,
+        bias_token_ids=unpack(sampling.bias_token_ids, INT32),
+        bias_values=unpack(sampling.bias_values, FLOAT32),
+        allowed_token_ids=unpack(sampling.allowed_token_ids, INT32),
+        banned_token_ids=unpack(sampling.banned_token_ids, INT32),
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=unpack(sampling.stop_token_ids, INT32),
+        grammar=sampling.grammar,
+        num_logprobs=sampling.num_logprobs if sampling.HasField("num_logprobs") else None,
+        processed_logprobs=sampling.processed_logprobs,
+        num_prompt_logprobs=sampling.num_prompt_logprobs if sampling.HasField("num_prompt_logprobs") else None,
     )
 
 
@@ -185,6 +247,11 @@ def encode(header: Header, body: Outgoing) -> bytes:
             _fill_hello(envelope.hello, body)
         case Ready():
             envelope.ready.SetInParent()
+        case Drain():
+            envelope.drain.SetInParent()
+            envelope.drain.redirect = body.redirect
+        case Probe():
+            envelope.probe.nonce = body.nonce
         case Fault():
             envelope.fault.step_id = body.step_id
             envelope.fault.code = body.code.value  # type: ignore[assignment]  # the enum is an int on the wire
@@ -200,6 +267,22 @@ def _fill_result(message: pb.StepResult, result: StepResult) -> None:
     message.timings.device_us = _uint32(result.timings.device_us)
     message.timings.starved_us = _uint32(result.timings.starved_us)
     message.timings.plans_queued = _uint32(result.timings.plans_queued)
+    if result.logprobs is not None:
+        _fill_logprobs(message.logprobs, result.logprobs)
+    for part in result.prompt_logprobs:
+        entry = message.prompt_logprobs.add(row=part.row, start_position=part.start_position)
+        _fill_logprobs(entry.logprobs, part.logprobs)
+    message.audited_tokens = result.audited_tokens
+    message.audit_mismatch_rows = pack(result.audit_mismatch_rows, INT32)
+    message.grammar_ended = pack(result.grammar_ended, UINT8)
+
+
+def _fill_logprobs(message: pb.LogprobColumns, columns: LogprobColumns) -> None:
+    message.logprobs = pack(columns.logprobs, FLOAT32)
+    message.ranks = pack(columns.ranks, INT32)
+    message.top_counts = pack(columns.top_counts, INT32)
+    message.top_token_ids = pack(columns.top_token_ids, INT32)
+    message.top_logprobs = pack(columns.top_logprobs, FLOAT32)
 
 
 def _fill_hello(message: pb.Hello, hello: Hello) -> None:
@@ -218,6 +301,7 @@ def _fill_hello(message: pb.Hello, hello: Hello) -> None:
     message.max_rows = capacity.max_rows
     message.max_batched_tokens = capacity.max_batched_tokens
     message.pipeline_depth = 1
+    message.features.extend(capacity.features)
 
 
 def _uint32(value: int) -> int:

@@ -12,7 +12,7 @@ from executor_service.layers.norm import RMSNorm
 from executor_service.layers.rotary import RotaryEmbedding
 from executor_service.models.config import ModelConfig
 from kernels.activation import silu_and_mul
-from kernels.rotary import apply_rotary
+from kernels.rotary_append import Rotation
 
 
 class SelfAttention(nn.Module):
@@ -37,10 +37,10 @@ class SelfAttention(nn.Module):
         parts = torch.split(projected, self._sizes, dim=-1)
         query, key, value = (torch.unflatten(part, 1, (-1, self._head_dim)) for part in parts)
         if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm.rotate(query, cos, sin), self.k_norm.rotate(key, cos, sin)
+            rotation = Rotation(cos, sin, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
         else:
-            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-        output: Tensor = self.o_proj(self.attention(query, key, value).flatten(1))
+            rotation = Rotation(cos, sin)
+        output: Tensor = self.o_proj(self.attention(query, key, value, rotation).flatten(1))
         return output
 
 
@@ -127,11 +127,14 @@ class CausalLM(nn.Module):
             else:
                 yield from module.named_parameters(prefix=name, recurse=False)
 
-    def pack_weights(self) -> None:
-        """Put loaded weights into the layout that kernels read fastest, one by one: none is held twice. Once only."""
+    def pack_weights(self, exact: bool = False) -> None:
+        """Put loaded weights into the layout that kernels read fastest, one by one: none is held twice. Once only.
+
+        ``exact`` as of ``kernels.linear.pack``.
+        """
         for module in self.layers.modules():
             if isinstance(module, MergedColumnParallelLinear | RowParallelLinear):
-                module.pack_weight()
-        matrix = self.lm_head.pack_weight()
+                module.pack_weight(exact)
+        matrix = self.lm_head.pack_weight(exact)
         if self.config.tie_word_embeddings:
             self.embed_tokens.share(matrix)

@@ -10,10 +10,11 @@ import torch
 import transformers
 
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
-from executor_service.input_batch import InputBatch, SamplingBatch
+from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
 from executor_service.model_runner import ModelRunner
 from executor_service.weights import load_model
+from kernels.sampling import SamplingBatch
 
 CPU = torch.device("cpu")
 _FAMILIES = {

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import transformers
 
-from executor_service.input_batch import SamplingBatch
-from executor_service.sampler import sample
+from kernels.sampling import SamplingBatch
+from kernels.sampling import sample as sample_rows
+from tests.kernels.sampling_oracle import Row, batch_of
 
 
 def batch(
@@ -27,6 +29,11 @@ def batch(
         any_top_k=any(top_k or ()),
         any_top_p=any(p < 1 for p in top_p or ()),
     )
+
+
+def sample(logits: torch.Tensor, sampling: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    sampled = sample_rows(logits, sampling)
+    return sampled.token_ids, sampled.row_ok
 
 
 def test_greedy_takes_the_lowest_of_equals() -> None:
@@ -108,3 +115,60 @@ def test_bad_logits_spoil_their_row_only(bad: float, temperature: float) -> None
 def test_no_rows() -> None:
     tokens, row_ok = sample(torch.zeros(0, 10), batch([]))
     assert tokens.shape == row_ok.shape == (0,)
+
+
+def processed_logprobs(logits: torch.Tensor, row: Row) -> torch.Tensor:
+    """Log probability of every id under the distribution that ``row`` samples from; -inf where it samples none."""
+    vocab_size = logits.shape[0]
+    sampled = sample_rows(logits.expand(2, -1), batch_of([row, row], vocab_size, num_top=vocab_size))
+    assert sampled.logprobs is not None
+    return torch.full((vocab_size,), -torch.inf).scatter_(
+        0, sampled.logprobs.top_ids[1].long().flip(0), sampled.logprobs.top_logprobs[1].flip(0)
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_processors_are_those_of_transformers(seed: int) -> None:
+    """Each of those that transformers has too, and all of them in its order, which is ours."""
+    torch.manual_seed(seed)
+    logits, log = torch.randn(500) * 3, torch.randint(0, 500, (30,))
+    repetition = transformers.RepetitionPenaltyLogitsProcessor(1.3)
+    temperature = transformers.TemperatureLogitsWarper(0.7)
+    top_k, top_p = transformers.TopKLogitsWarper(40), transformers.TopPLogitsWarper(0.8)
+    min_p = transformers.MinPLogitsWarper(0.05)
+    past = tuple(log.tolist())
+    cases: list[tuple[Row, list[transformers.LogitsProcessor]]] = [
+        (Row(temperature=1.0, repetition=1.3, log=past, position=30, prompt_len=9), [repetition]),
+        (Row(temperature=0.7), [temperature]),
+        (Row(temperature=1.0, top_k=40), [top_k]),
+        (Row(temperature=1.0, top_p=0.8), [top_p]),
+        (Row(temperature=1.0, min_p=0.05), [min_p]),
+        (
+            Row(0.7, 40, 0.8, 0.05, 1.3, log=past, position=30, prompt_len=9),
+            [repetition, temperature, top_k, top_p, min_p],
+        ),
+    ]
+    for row, processors in cases:
+        scores = logits.unsqueeze(0)
+        for processor in processors:
+            scores = processor(log.unsqueeze(0), scores)
+        torch.testing.assert_close(processed_logprobs(logits, row), scores[0].log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_frequencies_with_everything_on() -> None:
+    """20,000 samples of one row with all processors and filters follow the distribution they report."""
+    torch.manual_seed(3)
+    logits, draws = torch.randn(60) * 1.5, 20_000
+    log = tuple(torch.randint(0, 60, (25,)).tolist())
+    allowed = frozenset(range(0, 60, 2)) | {1, 3, 5}
+    everything = {"repetition": 1.2, "frequency": 0.3, "presence": -0.4, "allowed": allowed, "bias": {2: 1.5, 5: -1.0}}
+    row = Row(0.9, 25, 0.95, 0.01, log=log, position=25, prompt_len=10, **everything)  # type: ignore[arg-type]
+    expected = processed_logprobs(logits, row).double().exp()
+    rows = [Row(**{**vars(row), "seed": seed}) for seed in range(draws)]
+    tokens = sample_rows(logits.expand(draws, -1), batch_of(rows, 60)).token_ids
+    counts = torch.bincount(tokens, minlength=60).double()
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    assert 10 < possible.sum() < 30
+    statistic = ((counts - draws * expected)[possible].square() / (draws * expected[possible])).sum()
+    assert statistic < 58  # 29 degrees of freedom or fewer, p = 0.001

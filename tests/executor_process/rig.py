@@ -18,7 +18,7 @@ class Rig:
     """Small state: 4 rows, 9 blocks of 4 tokens, sequences up to 30 tokens, a vocabulary of 100."""
 
     def __init__(self, token_rounder: int = 1) -> None:
-        self.rows = RowState(4, CPU)
+        self.rows = RowState(4, 30, 100, CPU)
         self.tables = BlockTables(max_rows=4, max_blocks_per_row=8, num_blocks=9, block_size=4)
         self.applier = PlanApplier(PlanLimits(4, 16, 30, 100), self.rows, self.tables)
         self.builder = BatchBuilder(self.rows, self.tables, CPU, token_rounder)

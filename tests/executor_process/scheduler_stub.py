@@ -118,6 +118,11 @@ class SchedulerStub:
         )
         self._socket.send_multipart([self.peer, envelope.SerializeToString()])
 
+    def answer_probes(self, executors: int) -> None:
+        """Wait for a probe and answer it."""
+        probe = self.receive("probe").probe
+        self.send(census=pb.Census(nonce=probe.nonce, executors=executors))
+
     def send_plan(self, plan: pb.StepPlan) -> None:
         self.sent_step = plan.step_id
         self.send(plan=plan)

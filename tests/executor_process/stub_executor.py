@@ -16,10 +16,10 @@ from executor_service.executor import Executor, StepLauncher
 from executor_service.inbox import Inbox
 from executor_service.input_batch import InputBatch
 from executor_service.link import Link
-from executor_service.model_runner import SampledTokens
 from executor_service.plan_applier import PlanApplier, PlanLimits
-from executor_service.process import leave_on_signals
 from executor_service.row_state import RowState
+from executor_service.sampler import SampledTokens
+from executor_service.signals import Signals
 from executor_service.step_output import HostStepOutput
 from executor_service.wire import Capacity
 
@@ -53,10 +53,10 @@ class ArithmeticRunner:
 
 def main(endpoint: str) -> int:
     """Run until told to stop."""
-    leave_on_signals()
+    signals = Signals()
     inbox = Inbox()
     link = Link(endpoint, "stub-executor", secrets.randbits(64), inbox)
-    rows = RowState(8, CPU)
+    rows = RowState(8, 256, VOCABULARY, CPU)
     tables = BlockTables(max_rows=8, max_blocks_per_row=64, num_blocks=100, block_size=4)
     launcher = StepLauncher(
         rows,
@@ -66,9 +66,11 @@ def main(endpoint: str) -> int:
         HostStepOutput,
     )
     link.start(Capacity("stub-executor", "stub", "m", "k", "cpu", "none", VOCABULARY, 256, 4, 100, 8, 64))
+    signals.drain_first(link.drain, grace=5.0)
     stop = Executor(inbox, link, launcher, InlineCompleter(link)).run()
     link.close()
-    print(f"error: {stop.message}", file=sys.stderr)
+    if stop.exit_code:
+        print(f"error: {stop.message}", file=sys.stderr)
     return stop.exit_code
 
 

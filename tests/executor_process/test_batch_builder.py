@@ -6,6 +6,7 @@ import torch
 
 from baton_protos import execution_pb2 as pb
 from executor_service.batch_builder import BuiltStep
+from executor_service.step_report import NO_REPORT
 from tests.executor_process.rig import Rig, decoded
 from tests.executor_process.scheduler_stub import PlanMaker
 
@@ -92,3 +93,13 @@ def test_uploads_do_not_alias_the_state() -> None:
     rig.applier.reset()
     assert batch.block_tables.tolist() == [[2, 5, 9], [0, 7, 3], [1, 6, 9]]
     assert np.array_equal(batch.host_seq_lens, [6, 9, 6])
+
+
+def test_rows_without_features_ask_for_nothing() -> None:
+    step = worked_example(Rig())
+    sampling, batch = step.batch.sampling, step.batch
+    assert sampling.min_p is sampling.mask is sampling.bias is sampling.penalties is sampling.logprobs is None
+    assert batch.grammar is batch.prompt_targets is None
+    assert batch.audits == ()
+    assert step.log_append is None
+    assert step.report is NO_REPORT

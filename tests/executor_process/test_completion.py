@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from executor_service.completion import Completer, InlineCompleter, LaunchedStep, ThreadCompleter
-from executor_service.model_runner import SampledTokens
-from executor_service.step_output import HostStepOutput, HostTokens, StepOutput
+from executor_service.sampler import SampledTokens
+from executor_service.step_output import HostStepOutput, StepOutput
 from executor_service.step_plan import Fault, FaultCode, StepResult
+from executor_service.step_report import HostOutput
 
 
 class Sink:
@@ -40,14 +41,14 @@ class Gate:
         self._seconds = seconds
         self._error = error
 
-    def wait(self) -> HostTokens:
+    def wait(self) -> HostOutput:
         if self._seconds:
             time.sleep(self._seconds)
         else:
             assert self.opened.wait(5)
         if self._error:
             raise self._error
-        return np.array([5], np.int32), np.array([True])
+        return HostOutput(np.array([5], np.int32), np.array([True]))
 
 
 def launched(step_id: int, output: StepOutput, *, arrived_at: float = 0.0, after_idle: bool = False) -> LaunchedStep:

@@ -49,11 +49,12 @@ def test_damaged_file(tmp_path: Path) -> None:
 def test_kernel_fingerprint() -> None:
     cpu = torch.device("cpu")
     threads = torch.get_num_threads()
-    first = kernel_fingerprint(cpu, torch.bfloat16, 16)
+    first = kernel_fingerprint(cpu, torch.bfloat16, 16, "native")
     torch.set_num_threads(threads + 1)
     try:
-        assert kernel_fingerprint(cpu, torch.bfloat16, 16) == first
+        assert kernel_fingerprint(cpu, torch.bfloat16, 16, "native") == first
     finally:
         torch.set_num_threads(threads)
-    assert kernel_fingerprint(cpu, torch.float32, 16) != first != kernel_fingerprint(cpu, torch.bfloat16, 32)
+    assert kernel_fingerprint(cpu, torch.float32, 16, "native") != first != kernel_fingerprint(cpu, torch.bfloat16, 32, "native")
     assert "dtype=bfloat16 block=16" in first
+    assert kernel_fingerprint(cpu, torch.bfloat16, 16, "reference") != first

@@ -81,13 +81,13 @@ def test_chunked_prefill_samples_only_at_its_end(rig: Rig) -> None:
 def test_greedy_rows_drop_their_filters(rig: Rig) -> None:
     sampling = pb.RowSampling(temperature=0, top_k=5, top_p=0.5, seed=2**64 - 1)
     rig.applier.apply(decoded(PlanMaker().plan(admit={3: ([0], sampling)}, prefill={3: [1]})))
-    assert (rig.rows.top_k[3], rig.rows.top_p[3], rig.rows.seed[3]) == (0, 1.0, -1)
+    assert (rig.rows.sampling.top_k[3], rig.rows.sampling.top_p[3], rig.rows.sampling.seed[3]) == (0, 1.0, -1)
 
 
 def test_top_k_beyond_the_vocabulary_is_off(rig: Rig) -> None:
     sampling = pb.RowSampling(temperature=1, top_k=2**32 - 1, top_p=1)
     rig.applier.apply(decoded(PlanMaker().plan(admit={3: ([0], sampling)}, prefill={3: [1]})))
-    assert rig.rows.top_k[3] >= 100
+    assert rig.rows.sampling.top_k[3] >= 100
 
 
 def test_released_row_is_free(rig: Rig, maker: PlanMaker) -> None:
@@ -123,6 +123,88 @@ def test_admitted_row_taken_or_out_of_range(rig: Rig, maker: PlanMaker, row: int
 )
 def test_sampling_parameters_out_of_range(rig: Rig, sampling: pb.RowSampling) -> None:
     assert_bad(rig, PlanMaker().plan(admit={0: ([1], sampling)}, prefill={0: [1]}), "has t")
+
+
+def floats(*values: float) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "match"),
+    [
+        (pb.RowSampling(top_p=1, min_p=math.nan), "min_p"),
+        (pb.RowSampling(top_p=1, min_p=-0.1), "min_p"),
+        (pb.RowSampling(top_p=1, min_p=1.5), "min_p"),
+        (pb.RowSampling(top_p=1, repetition_penalty=-1), "repetition penalty"),
+        (pb.RowSampling(top_p=1, repetition_penalty=math.inf), "repetition penalty"),
+        (pb.RowSampling(top_p=1, repetition_penalty=math.nan), "repetition penalty"),
+        (pb.RowSampling(top_p=1, frequency_penalty=2.5), "frequency penalty"),
+        (pb.RowSampling(top_p=1, presence_penalty=math.nan), "presence penalty"),
+        (pb.RowSampling(top_p=1, num_logprobs=21), "21 log probabilities"),
+        (pb.RowSampling(top_p=1, num_prompt_logprobs=2**32 - 1), "log probabilities"),
+        (pb.RowSampling(top_p=1, bias_token_ids=int32s([1]), bias_values=floats(1, 2)), "2 biases for 1"),
+        (pb.RowSampling(top_p=1, bias_token_ids=int32s([1, 1]), bias_values=floats(1, 2)), "two biases"),
+        (pb.RowSampling(top_p=1, bias_token_ids=int32s([1]), bias_values=floats(math.nan)), "out of bounds"),
+        (pb.RowSampling(top_p=1, bias_token_ids=int32s([1]), bias_values=floats(-101)), "out of bounds"),
+        (pb.RowSampling(top_p=1, bias_token_ids=int32s([100]), bias_values=floats(1)), "biased id"),
+        (pb.RowSampling(top_p=1, bias_token_ids=int32s([-1]), bias_values=floats(1)), "biased id"),
+        (pb.RowSampling(top_p=1, allowed_token_ids=int32s([0, 100])), "allowed id"),
+        (pb.RowSampling(top_p=1, allowed_token_ids=int32s([0] * 101)), "101 allowed ids"),
+        (pb.RowSampling(top_p=1, banned_token_ids=int32s([-1])), "banned id"),
+        (pb.RowSampling(top_p=1, stop_token_ids=int32s([2**31 - 1])), "stop id"),
+        (pb.RowSampling(top_p=1, grammar="x" * ((1 << 20) + 1)), "a grammar of"),
+    ],
+)
+def test_processors_out_of_range(rig: Rig, sampling: pb.RowSampling, match: str) -> None:
+    assert_bad(rig, PlanMaker().plan(admit={0: ([1], sampling)}, prefill={0: [1]}), match)
+
+
+def with_log(plan: pb.StepPlan, token_ids: list[int], prompt_len: int, audit_from: int = 0) -> pb.StepPlan:
+    (admission,) = plan.admissions
+    admission.token_ids, admission.prompt_len, admission.audit_from = int32s(token_ids), prompt_len, audit_from
+    return plan
+
+
+PENALISED = pb.RowSampling(top_p=1, presence_penalty=1)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "prompt_len", "audit_from", "match"),
+    [
+        ([1, 2, 100], 3, 0, "a token of its log"),
+        ([1, -2, 3], 3, 0, "a token of its log"),
+        ([1, 2, 3], 4, 0, "a prompt of 4 tokens in a log of 3"),
+        ([1, 2, 3], 0, 0, "a prompt of 0 tokens"),
+        ([1] * 31, 3, 0, "a log of 31 tokens"),
+        ([1, 2, 3], 2**32 - 1, 0, "a log of 3 tokens and a prompt"),
+        ([], 0, 0, "no token log"),
+        ([1, 2, 3], 2, 1, "an audit from 1"),
+        ([1, 2, 3], 2, 4, "an audit from 4"),
+    ],
+)
+def test_logs_that_make_no_sense(rig: Rig, token_ids: list[int], prompt_len: int, audit_from: int, match: str) -> None:
+    plan = PlanMaker().plan(admit={0: ([1], PENALISED)}, prefill={0: [1, 2, 3]})
+    assert_bad(rig, with_log(plan, token_ids, prompt_len, audit_from), match)
+
+
+@pytest.mark.parametrize("sampling", [pb.RowSampling(top_p=1, num_prompt_logprobs=0), pb.RowSampling(top_p=1)])
+def test_prompt_logprobs_and_audits_need_the_log(rig: Rig, sampling: pb.RowSampling) -> None:
+    plan = PlanMaker().plan(admit={0: ([1], sampling)}, prefill={0: [1, 2, 3]})
+    assert_bad(rig, with_log(plan, [], 0, 0 if sampling.HasField("num_prompt_logprobs") else 2), "no token log")
+
+
+def test_rows_with_penalties_sample_on_their_whole_log(rig: Rig) -> None:
+    maker = PlanMaker()
+    plan = maker.plan(admit={0: ([1, 2], PENALISED)}, prefill={0: [1, 2, 3, 4]})
+    assert_bad(rig, with_log(plan, [1, 2, 3], 3), "past the end of its token log")
+
+
+def test_rows_with_penalties_append_to_their_log(rig: Rig) -> None:
+    maker = PlanMaker()
+    plan = with_log(maker.plan(admit={0: ([1, 2], PENALISED)}, prefill={0: [1, 2, 3]}), [1, 2, 3], 3)
+    rig.applier.apply(decoded(plan))
+    rig.applier.apply(decoded(maker.plan(decode=[0])))
+    assert rig.rows.sampling.log_len[0] == 5
 
 
 @pytest.mark.parametrize("block", [-1, 9])

@@ -259,6 +259,50 @@ def test_fault_is_told_before_the_next_hello(peer: Peer) -> None:
     assert peer.inbox.take() == NewEpoch(2)
 
 
+def test_drain_is_asked_for_until_granted(peer: Peer) -> None:
+    peer.session.drain()
+    assert peer.kinds() == ["drain"]
+    peer.session.tick(0.1)
+    assert peer.kinds() == ["heartbeat", "drain"]
+    peer.receive(0.15, plan=plan(1))
+    assert peer.plans() == [1]  # what is under way is finished
+    peer.receive(0.2, drain=pb.Drain())
+    assert peer.inbox.take() == Stop(0, "this executor was drained: the scheduler let it go")
+
+
+def test_drain_ends_at_once_where_nobody_has_work(peer: Peer) -> None:
+    peer.session.drain()
+    peer.session.tick(1.0)  # the lease is over
+    assert isinstance(peer.inbox.take(), Stop)
+    alone = Peer()
+    alone.session.drain()
+    assert isinstance(alone.inbox.take(), Stop)
+
+
+def test_an_order_to_leave_ends_the_process(peer: Peer) -> None:
+    peer.receive(drain=pb.Drain())
+    assert peer.inbox.take() == Stop(0, "this executor was drained: the scheduler let it go")
+
+
+def test_a_redirect_ends_the_session_only(peer: Peer) -> None:
+    peer.session.ask_to_move("tcp://b:1")
+    (wish,) = peer.sent()
+    assert wish.drain.redirect == "tcp://b:1"
+    assert not peer.session.is_seeking(0.1)
+    peer.receive(0.1, drain=pb.Drain(redirect="tcp://b:1"))
+    assert peer.session.is_seeking(0.1)
+    assert peer.session.take_redirect() == "tcp://b:1"
+    assert peer.session.take_redirect() == ""
+    peer.welcome(peer.hello().hello.nonce, 0.2, scheduler_id="b")
+    assert peer.inbox.take() == NewEpoch(1)
+
+
+def test_after_a_fault_the_executor_stays_with_its_scheduler_for_a_lease(peer: Peer) -> None:
+    peer.session.fault(1, Fault(2, FaultCode.DEVICE_ERROR, "why"), 0.0)
+    assert not peer.session.is_seeking(0.9)
+    assert peer.session.is_seeking(1.0)
+
+
 def test_fault_of_an_earlier_epoch_is_ignored(peer: Peer) -> None:
     peer.session.fault(0, Fault(2, FaultCode.MISMATCH, "why"), 0.0)
     assert peer.kinds() == []

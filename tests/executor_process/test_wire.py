@@ -5,7 +5,16 @@ import pytest
 
 from baton_protos import execution_pb2 as pb
 from executor_service import wire
-from executor_service.step_plan import Fault, FaultCode, MalformedPlan, StepPlan, StepResult, StepTimings
+from executor_service.step_plan import (
+    Fault,
+    FaultCode,
+    LogprobColumns,
+    MalformedPlan,
+    RowPromptLogprobs,
+    StepPlan,
+    StepResult,
+    StepTimings,
+)
 
 HEADER = wire.Header("s", 7, 2, 3, 4)
 
@@ -90,6 +99,100 @@ def test_step_result_golden_bytes() -> None:
     assert (timings.queued_us, timings.device_us, timings.starved_us, timings.plans_queued) == (10, 2000, 30, 4)
     assert (message.version, message.scheduler_id, message.boot_id) == (1, "s", 7)
     assert (message.epoch, message.seq, message.acked) == (2, 3, 4)
+
+
+def test_sampling_parameters_decode() -> None:
+    envelope = _plan_envelope()
+    admission = envelope.plan.admissions[0]
+    admission.audit_from = 2
+    admission.sampling.CopyFrom(
+        pb.RowSampling(
+            min_p=0.25,
+            repetition_penalty=1.5,
+            frequency_penalty=-0.5,
+            presence_penalty=2.0,
+            bias_token_ids=np.array([7, 8], "<i4").tobytes(),
+            bias_values=np.array([0.5, -4.0], "<f4").tobytes(),
+            allowed_token_ids=np.array([7], "<i4").tobytes(),
+            banned_token_ids=np.array([9, 10], "<i4").tobytes(),
+            min_tokens=3,
+            stop_token_ids=np.array([11], "<i4").tobytes(),
+            grammar="start: /a/",
+            num_logprobs=0,
+            processed_logprobs=True,
+            num_prompt_logprobs=20,
+        )
+    )
+    plan = wire.decode(envelope.SerializeToString()).body
+    assert isinstance(plan, StepPlan)
+    (decoded,) = plan.admissions
+    sampling = decoded.sampling
+    assert decoded.audit_from == 2
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.25, 1.5)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (-0.5, 2.0)
+    assert (sampling.bias_token_ids.tolist(), sampling.bias_values.tolist()) == ([7, 8], [0.5, -4.0])
+    assert sampling.bias_values.dtype == np.float32
+    assert (sampling.allowed_token_ids.tolist(), sampling.banned_token_ids.tolist()) == ([7], [9, 10])
+    assert (sampling.min_tokens, sampling.stop_token_ids.tolist()) == (3, [11])
+    assert sampling.grammar == "start: /a/"
+    assert (sampling.num_logprobs, sampling.processed_logprobs, sampling.num_prompt_logprobs) == (0, True, 20)
+
+
+def test_sampling_parameters_that_are_not_set_are_off() -> None:
+    plan = wire.decode(_plan_envelope().SerializeToString()).body
+    assert isinstance(plan, StepPlan)
+    sampling = plan.admissions[0].sampling
+    assert not sampling.has_penalties
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.grammar) == (0, 1, "")
+    assert sampling.num_logprobs is sampling.num_prompt_logprobs is None
+
+
+@pytest.mark.parametrize("column", ["bias_token_ids", "bias_values", "allowed_token_ids", "stop_token_ids"])
+def test_ragged_sampling_column_is_a_malformed_plan(column: str) -> None:
+    envelope = _plan_envelope()
+    setattr(envelope.plan.admissions[0].sampling, column, b"\0\0\0\0\0")
+    assert isinstance(wire.decode(envelope.SerializeToString()).body, MalformedPlan)
+
+
+def _columns(count: int) -> LogprobColumns:
+    return LogprobColumns(
+        logprobs=np.arange(count, dtype=np.float32) / -4,
+        ranks=np.arange(1, count + 1, dtype=np.int32),
+        top_counts=np.full(count, 1, np.int32),
+        top_token_ids=np.arange(count, dtype=np.int32) + 50,
+        top_logprobs=np.arange(count, dtype=np.float32) / -8,
+    )
+
+
+def test_step_result_reports() -> None:
+    result = StepResult(
+        5,
+        np.array([8, 9], np.int32),
+        logprobs=_columns(2),
+        prompt_logprobs=(RowPromptLogprobs(3, 1, _columns(4)), RowPromptLogprobs(0, 7, _columns(1))),
+        audited_tokens=6,
+        audit_mismatch_rows=np.array([3, 3], np.int32),
+        grammar_ended=np.array([0, 1], np.uint8),
+    )
+    message = pb.Envelope.FromString(wire.encode(HEADER, result)).result
+    assert np.frombuffer(message.logprobs.logprobs, "<f4").tolist() == [0, -0.25]
+    assert np.frombuffer(message.logprobs.ranks, "<i4").tolist() == [1, 2]
+    assert np.frombuffer(message.logprobs.top_counts, "<i4").tolist() == [1, 1]
+    assert np.frombuffer(message.logprobs.top_token_ids, "<i4").tolist() == [50, 51]
+    assert np.frombuffer(message.logprobs.top_logprobs, "<f4").tolist() == [0, -0.125]
+    first, second = message.prompt_logprobs
+    assert (first.row, first.start_position, len(first.logprobs.ranks)) == (3, 1, 16)
+    assert (second.row, second.start_position, len(second.logprobs.ranks)) == (0, 7, 4)
+    assert message.audited_tokens == 6
+    assert np.frombuffer(message.audit_mismatch_rows, "<i4").tolist() == [3, 3]
+    assert message.grammar_ended == b"\0\1"
+
+
+def test_step_result_without_reports_has_none() -> None:
+    message = pb.Envelope.FromString(wire.encode(HEADER, StepResult(5, np.array([8], np.int32)))).result
+    assert not message.HasField("logprobs")
+    assert (len(message.prompt_logprobs), message.audited_tokens) == (0, 0)
+    assert message.audit_mismatch_rows == message.grammar_ended == b""
 
 
 def test_hello_carries_the_capacity() -> None:

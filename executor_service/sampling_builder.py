@@ -1,0 +1,179 @@
+"""From the state of rows to the sampler's input: parameters, processors, audits, prompt log probabilities."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from executor_service.input_batch import Audit, GrammarMasks, LogAppend, PromptTargets
+from executor_service.masks import TokenMasks
+from executor_service.sampler import SLICE
+from executor_service.sampling_state import SamplingState
+from executor_service.step_plan import Int32s
+from executor_service.step_report import PromptPart
+from executor_service.upload import Uploader
+from kernels.sampling import LogprobRequest, Penalties, SamplingBatch, TokenBias, TokenMask
+
+_Rows = NDArray[np.int64]
+_NO_ROWS = np.zeros(0, np.int64)
+_ALL_ALLOWED = -1  # every bit of a word
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputedTokens:
+    """The T tokens a step computes, in plan order: the row and the absolute position of each, int64 [T]."""
+
+    rows: _Rows
+    positions: _Rows
+
+
+class SamplingBuilder:
+    """Builds ``SamplingBatch``es and what goes with them. Features that no row uses cost nothing."""
+
+    def __init__(self, state: SamplingState, upload: Uploader) -> None:
+        self._state = state
+        self._upload = upload
+
+    def batch(
+        self, rows: _Rows, positions: _Rows, grammar_rows: _Rows = _NO_ROWS, report: bool = True
+    ) -> SamplingBatch:
+        """Sample ``rows`` for ``positions``, both [S]. ``grammar_rows`` are indices whose mask will be narrowed.
+
+        ``report`` False leaves out log probabilities.
+        """
+        state, upload = self._state, self._upload
+        temperature, top_k, top_p = state.temperature[rows], state.top_k[rows], state.top_p[rows]
+        plain = SamplingBatch(
+            temperature=upload(temperature),
+            top_k=upload(top_k),
+            top_p=upload(top_p),
+            seed=upload(state.seed[rows]),
+            position=upload(positions),
+            all_greedy=bool((temperature == 0).all()),
+            any_top_k=bool((top_k > 0).any()),
+            any_top_p=bool((top_p < 1).any()),
+        )
+        if not state.any_special:
+            return plain
+        min_p = state.min_p[rows]
+        return SamplingBatch(
+            temperature=plain.temperature,
+            top_k=plain.top_k,
+            top_p=plain.top_p,
+            seed=plain.seed,
+            position=plain.position,
+            all_greedy=plain.all_greedy,
+            any_top_k=plain.any_top_k,
+            any_top_p=plain.any_top_p,
+            min_p=upload(min_p) if min_p.any() else None,
+            mask=self._mask(rows, positions, grammar_rows),
+            bias=self._bias(rows),
+            penalties=self._penalties(rows, positions),
+            logprobs=self._logprobs(rows) if report else None,
+        )
+
+    def grammar(self, masks: TokenMasks, sampling: SamplingBatch) -> GrammarMasks:
+        """Where ``masks`` go in the mask of ``sampling``, which was built with their rows."""
+        assert sampling.mask is not None
+        return GrammarMasks(masks, torch.searchsorted(sampling.mask.rows, self._upload(masks.rows)))
+
+    def logprob_counts(self, rows: _Rows) -> Int32s:
+        """How many most likely ids each of ``rows`` wants, of those that report log probabilities."""
+        counts = self._state.num_logprobs[rows]
+        return counts[counts >= 0]
+
+    def log_append(self, rows: _Rows, positions: _Rows) -> LogAppend | None:
+        """Where the tokens that ``rows`` sample for ``positions`` go; None when none of them keeps a log."""
+        chosen = np.flatnonzero(self._state.has_penalties[rows])
+        if chosen.size == 0:
+            return None
+        return LogAppend(self._upload(chosen), self._upload(rows[chosen]), self._upload(positions[chosen]))
+
+    def _mask(self, rows: _Rows, positions: _Rows, grammar_rows: _Rows) -> TokenMask | None:
+        state, upload = self._state, self._upload
+        listed = state.has_mask[rows]
+        min_tokens = state.min_tokens[rows]
+        unfinished = (min_tokens > 0) & (positions - state.prompt_len[rows] < min_tokens)
+        masked = listed | unfinished
+        masked[grammar_rows] = True
+        chosen = np.flatnonzero(masked)
+        if chosen.size == 0:
+            return None
+        bits = torch.full((chosen.size, state.num_words), _ALL_ALLOWED, dtype=torch.int32, device=upload.device)
+        at = np.flatnonzero(listed[chosen])
+        if at.size:
+            bits.index_copy_(0, upload(at), state.permitted.take(upload(rows[chosen[at]])))
+        at = np.flatnonzero(unfinished[chosen])
+        if at.size:
+            where = upload(at)
+            open_bits = bits.index_select(0, where) & ~state.stops.take(upload(rows[chosen[at]]))
+            bits.index_copy_(0, where, open_bits)
+        return TokenMask(upload(chosen), bits)
+
+    def _bias(self, rows: _Rows) -> TokenBias | None:
+        state, upload = self._state, self._upload
+        chosen = np.flatnonzero(state.has_bias[rows])
+        if chosen.size == 0:
+            return None
+        width = int(state.bias_sizes[rows[chosen]].max())
+        where = upload(rows[chosen])
+        return TokenBias(
+            upload(chosen), state.bias_ids.take(where)[:, :width], state.bias_values.take(where)[:, :width]
+        )
+
+    def _penalties(self, rows: _Rows, positions: _Rows) -> Penalties | None:
+        state, upload = self._state, self._upload
+        chosen = np.flatnonzero(state.has_penalties[rows])
+        if chosen.size == 0:
+            return None
+        penalised = rows[chosen]
+        return Penalties(
+            rows=upload(chosen),
+            repetition=upload(state.repetition[penalised]),
+            frequency=upload(state.frequency[penalised]),
+            presence=upload(state.presence[penalised]),
+            log=state.log.tensor[:, : int(positions[chosen].max())],
+            log_rows=upload(penalised),
+            prompt_lens=upload(state.prompt_len[penalised]),
+        )
+
+    def _logprobs(self, rows: _Rows) -> LogprobRequest | None:
+        counts = self._state.num_logprobs[rows]
+        chosen = np.flatnonzero(counts >= 0)
+        if chosen.size == 0:
+            return None
+        processed = self._state.processed_logprobs[rows[chosen]]
+        return LogprobRequest(self._upload(chosen), self._upload(processed), int(counts[chosen].max()))
+
+    def prompt_targets(self, tokens: ComputedTokens) -> tuple[PromptTargets | None, tuple[PromptPart, ...]]:
+        """Prompt tokens whose log probabilities the step yields, and whose they are."""
+        state, following = self._state, tokens.positions + 1
+        wanted = state.num_prompt_logprobs[tokens.rows]
+        indices = np.flatnonzero((wanted >= 0) & (following < state.prompt_len[tokens.rows]))
+        if indices.size == 0:
+            return None, ()
+        rows, positions = tokens.rows[indices], following[indices]
+        expected = state.known_tokens(rows, positions).astype(np.int64)
+        targets = PromptTargets(self._upload(indices), self._upload(expected), int(wanted[indices].max()))
+        begins = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
+        counts = np.diff(np.r_[begins, rows.size])
+        parts = zip(rows[begins], positions[begins], counts, wanted[indices[begins]], strict=True)
+        return targets, tuple(PromptPart(*map(int, part)) for part in parts)
+
+    def audits(self, tokens: ComputedTokens) -> tuple[tuple[Audit, ...], Int32s]:
+        """Tokens of the log to sample again, cut into slices, and the row of each.
+
+        Rows with a grammar are left out: their matchers stand at the end of the log, not at the audited token.
+        """
+        state, following = self._state, tokens.positions + 1
+        first = state.audit_from[tokens.rows]
+        audited = (first > 0) & (following >= first) & (following < state.known_len[tokens.rows])
+        indices = np.flatnonzero(audited & ~state.has_grammar[tokens.rows])
+        slices = tuple(self._audit(tokens, indices[i : i + SLICE]) for i in range(0, indices.size, SLICE))
+        return slices, tokens.rows[indices].astype(np.int32)
+
+    def _audit(self, tokens: ComputedTokens, indices: _Rows) -> Audit:
+        rows, positions = tokens.rows[indices], tokens.positions[indices] + 1
+        expected = self._state.known_tokens(rows, positions).astype(np.int64)
+        return Audit(self._upload(indices), self._upload(expected), self.batch(rows, positions, report=False))

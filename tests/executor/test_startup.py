@@ -1,0 +1,45 @@
+"""Options of the model runner on their way from the settings to the fingerprint."""
+
+from pathlib import Path
+
+import pytest
+
+from executor_service.config import ConfigError, ExecutorSettings
+from executor_service.startup import prepare
+from kernels.native.library import available
+
+from .builders import save_checkpoint
+
+
+def settings(checkpoint: Path, **options: str | bool) -> ExecutorSettings:
+    return ExecutorSettings(model=checkpoint, device="cpu", num_blocks=8, max_model_len=64, max_rows=2, **options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("startup")
+    save_checkpoint(path, "qwen3")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "attention"),
+    [
+        ({"dtype": "float32"}, "reference"),
+        ({"dtype": "bfloat16"}, "native" if available() else "reference"),
+        ({"dtype": "bfloat16", "attention_backend": "reference"}, "reference"),
+        ({"dtype": "float32", "exact": True}, "reference"),  # as always on a CPU
+    ],
+)
+def test_the_backend_is_part_of_the_fingerprint(
+    checkpoint: Path, options: dict[str, str | bool], attention: str
+) -> None:
+    _, capacity, _, graphs = prepare(settings(checkpoint, **options))
+    assert f"attention={attention} " in capacity.kernel_fingerprint
+    assert "exact" in capacity.features
+    assert graphs is None  # there are none on a CPU
+
+
+def test_an_impossible_backend_is_one_line(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="--attention-backend: triton: needs a GPU"):
+        prepare(settings(checkpoint, dtype="float32", attention_backend="triton"))
