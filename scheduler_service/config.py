@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,7 +16,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from scheduler_service.tls import TlsFiles
+
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 RunAhead = Literal["auto"] | Annotated[int, Field(ge=1, le=8)]
 
 _ENV_PREFIX = "BATON_SCHEDULER_"
@@ -42,22 +45,61 @@ class SchedulerSettings(BaseSettings):
     served_model_name: str = Field("", description="name that callers use; default: the directory's name")
     host: str = Field("127.0.0.1", description="address of the gRPC port")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one")
+    open_inference: bool = Field(
+        True, description="serve the Open Inference Protocol (KServe, Triton) on that port too"
+    )
+    vllm_grpc_host: str = Field("127.0.0.1", description="address of the port for gateways")
+    vllm_grpc_port: int = Field(
+        0, ge=0, le=65535, description="plaintext port for gateways that speak vLLM's gRPC protocol, as smg; 0 is none"
+    )
     executor_endpoint: str = Field(
         "tcp://127.0.0.1:50052", description="ZeroMQ endpoint that executors dial; port 0 picks a free one"
     )
+    tls_cert: Path | None = Field(None, description="certificate chain of the gRPC port, PEM; with --tls-key")
+    tls_key: Path | None = Field(None, description="its private key, PEM")
+    tls_client_ca: Path | None = Field(None, description="CA certificates, PEM: callers must have one that they signed")
+    tokens: Path | None = Field(None, description="file of bearer tokens, 'tenant:token' lines: callers must send one")
+    curve_key: Path | None = Field(None, description="secret key of the executors' endpoint; with --executor-keys")
+    executor_keys: Path | None = Field(None, description="directory of public keys (*.pub) of executors that may join")
+    insecure: bool = Field(False, description="allow listening beyond this machine without TLS or keys")
     metrics_host: str = Field("127.0.0.1", description="address of the Prometheus port")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of all processes together; 0 is none")
     api_processes: int = Field(1, ge=1, le=64, description="gRPC processes")
     run_ahead: RunAhead = Field("auto", description="unacknowledged plans per executor: 1 to 8, or auto")
     max_queued_requests: int = Field(20_000, ge=1, description="requests that may wait, over all executors")
     queue_timeout: float = Field(30.0, gt=0, description="seconds a request may wait while no executor is ready")
+    grammar_timeout: float = Field(
+        1.0, gt=0, description="seconds that compiling a request's schema, expression or grammar may take"
+    )
+    unread_window: int = Field(4096, ge=1, description="unread tokens after which a slow client's stream is held")
+    slow_client_timeout: float = Field(60.0, gt=0, description="seconds after which a stream that is not read is cut")
     lease: float = Field(2.0, gt=0, description="seconds of silence after which an executor is taken for dead")
     shutdown_grace: float = Field(3.0, ge=0, description="seconds that running requests get when the scheduler stops")
     check_integrity: bool = Field(
         False, description="check all bookkeeping whenever the cluster falls idle; an error stops the scheduler"
     )
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
+    log_format: LogFormat = Field("text", description="text, or json: one object per line")
+    log_requests: bool = Field(False, description="log every request's end at level info")
+    tracing: bool = Field(False, description="send OpenTelemetry spans of requests; OTEL_* variables say where")
     config: Path | None = Field(None, description="TOML file with these settings, spelled with underscores")
+
+    @model_validator(mode="after")
+    def _halves_come_together(self) -> "SchedulerSettings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key must be given together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
+        if (self.curve_key is None) != (self.executor_keys is None):
+            raise ValueError("--curve-key and --executor-keys must be given together")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """Certificate and key of the gRPC port; None = no TLS."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def model_name(self) -> str:
@@ -113,6 +155,8 @@ def _config_path(arguments: Sequence[str]) -> Path | None:
 
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors()
+    if not problems[0]["loc"]:  # what the settings say together
+        return problems[0]["msg"].removeprefix("Value error, ")
     field = problems[0]["loc"][0]
     option = "--" + str(field).replace("_", "-")
     return f"{option}: " + " or ".join(problem["msg"] for problem in problems if problem["loc"][0] == field)

@@ -46,7 +46,8 @@ class ApiProcess:
         if not self._restart_at:
             if now - self._started_at > _HEALTHY_AFTER:
                 self._backoff = _FIRST_BACKOFF
-            logger.warning("api process %d died (%s); starting it again", self._spec.index, _describe(code))
+            fields = {"index": self._spec.index, "reason": _describe(code), "restart_in_s": self._backoff}
+            logger.warning("api process died, it is started again", extra=fields)
             self._restart_at = now + self._backoff
             self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
         elif now >= self._restart_at:

@@ -1,12 +1,14 @@
 """What every process of the scheduler does to itself at its start."""
 
 import ctypes
+import json
 import logging
 import os
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def die_with_parent() -> None:
@@ -30,6 +32,29 @@ def die_with_parent() -> None:
         raise SystemExit("the parent process has ended")
 
 
-def configure_logging(level: str) -> None:
-    """One line per event on stderr."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def configure_logging(level: str, log_format: str) -> None:
+    """One line per event on stderr, its fields (``extra`` of the logging call) included; ``text`` or ``json``."""
+    formatter: logging.Formatter = _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if log_format == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        names = {"levelname": "level", "name": "logger"}
+        formatter = JsonFormatter([*names, "message"], rename_fields=names, timestamp="time", json_ensure_ascii=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class _TextFormatter(logging.Formatter):
+    """The message, then the event's fields as ``name=value``."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
+        return " ".join([super().formatMessage(record), *(f"{name}={_word(value)}" for name, value in fields.items())])
+
+
+def _word(value: object) -> str:
+    """Quoted where it would break the line or be taken for several."""
+    text = str(value)
+    plain = text.isprintable() and not {" ", '"', "="} & set(text) and text
+    return text if plain else json.dumps(text)

@@ -19,6 +19,13 @@ class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTCOME_UNAVAILABLE: _ClassVar[Outcome]
     OUTCOME_ERROR: _ClassVar[Outcome]
     OUTCOME_OVERLOADED: _ClassVar[Outcome]
+
+class ExecutorAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXECUTOR_ACTION_UNSPECIFIED: _ClassVar[ExecutorAction]
+    EXECUTOR_ACTION_PAUSE: _ClassVar[ExecutorAction]
+    EXECUTOR_ACTION_RESUME: _ClassVar[ExecutorAction]
+    EXECUTOR_ACTION_DRAIN: _ClassVar[ExecutorAction]
 OUTCOME_UNSPECIFIED: Outcome
 OUTCOME_STOP: Outcome
 OUTCOME_LENGTH: Outcome
@@ -27,34 +34,42 @@ OUTCOME_REJECTED: Outcome
 OUTCOME_UNAVAILABLE: Outcome
 OUTCOME_ERROR: Outcome
 OUTCOME_OVERLOADED: Outcome
+EXECUTOR_ACTION_UNSPECIFIED: ExecutorAction
+EXECUTOR_ACTION_PAUSE: ExecutorAction
+EXECUTOR_ACTION_RESUME: ExecutorAction
+EXECUTOR_ACTION_DRAIN: ExecutorAction
 
 class ToEngine(_message.Message):
-    __slots__ = ("attach", "submit", "abort", "status", "hold", "forward_abort")
+    __slots__ = ("attach", "submit", "abort", "status", "hold", "executor_command", "forward_abort")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_COMMAND_FIELD_NUMBER: _ClassVar[int]
     FORWARD_ABORT_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     submit: Submit
     abort: Abort
     status: StatusQuery
     hold: Hold
+    executor_command: ExecutorCommand
     forward_abort: ForwardAbort
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., status: _Optional[_Union[StatusQuery, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., executor_command: _Optional[_Union[ExecutorCommand, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
 
 class FromEngine(_message.Message):
-    __slots__ = ("limits", "outputs", "status", "forward_abort")
+    __slots__ = ("limits", "outputs", "status", "executor_command", "forward_abort")
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_COMMAND_FIELD_NUMBER: _ClassVar[int]
     FORWARD_ABORT_FIELD_NUMBER: _ClassVar[int]
     limits: Limits
     outputs: OutputBatch
     status: Status
+    executor_command: ExecutorCommandResult
     forward_abort: ForwardAbort
-    def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., outputs: _Optional[_Union[OutputBatch, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
+    def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ..., outputs: _Optional[_Union[OutputBatch, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., executor_command: _Optional[_Union[ExecutorCommandResult, _Mapping]] = ..., forward_abort: _Optional[_Union[ForwardAbort, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ()
@@ -145,20 +160,22 @@ class PromptLogprobs(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., start_position: _Optional[int] = ..., logprobs: _Optional[_Union[_execution_pb2.LogprobColumns, _Mapping]] = ...) -> None: ...
 
 class OutputBatch(_message.Message):
-    __slots__ = ("handles", "token_ids", "finished", "logprob_indices", "logprobs", "prompt_logprobs")
+    __slots__ = ("handles", "token_ids", "finished", "logprob_indices", "logprobs", "prompt_logprobs", "best_effort_handles")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_INDICES_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BEST_EFFORT_HANDLES_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     token_ids: bytes
     finished: _containers.RepeatedCompositeFieldContainer[FinishedRequest]
     logprob_indices: bytes
     logprobs: _execution_pb2.LogprobColumns
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[PromptLogprobs]
-    def __init__(self, handles: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ..., logprob_indices: _Optional[bytes] = ..., logprobs: _Optional[_Union[_execution_pb2.LogprobColumns, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ...) -> None: ...
+    best_effort_handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ..., logprob_indices: _Optional[bytes] = ..., logprobs: _Optional[_Union[_execution_pb2.LogprobColumns, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., best_effort_handles: _Optional[bytes] = ...) -> None: ...
 
 class StatusQuery(_message.Message):
     __slots__ = ("query_id",)
@@ -189,3 +206,21 @@ class ReasonCount(_message.Message):
     reason: str
     count: int
     def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ExecutorCommand(_message.Message):
+    __slots__ = ("query_id", "executor_id", "action")
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    query_id: int
+    executor_id: str
+    action: ExecutorAction
+    def __init__(self, query_id: _Optional[int] = ..., executor_id: _Optional[str] = ..., action: _Optional[_Union[ExecutorAction, str]] = ...) -> None: ...
+
+class ExecutorCommandResult(_message.Message):
+    __slots__ = ("query_id", "known")
+    QUERY_ID_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    query_id: int
+    known: bool
+    def __init__(self, query_id: _Optional[int] = ..., known: _Optional[bool] = ...) -> None: ...

@@ -23,7 +23,7 @@ FAULT_CODE_OUT_OF_MEMORY: FaultCode
 FAULT_CODE_DEVICE_ERROR: FaultCode
 
 class Envelope(_message.Message):
-    __slots__ = ("version", "scheduler_id", "boot_id", "epoch", "seq", "acked", "hello", "welcome", "ready", "plan", "result", "heartbeat", "fault")
+    __slots__ = ("version", "scheduler_id", "boot_id", "epoch", "seq", "acked", "hello", "welcome", "ready", "plan", "result", "heartbeat", "fault", "drain", "probe", "census")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_ID_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,9 @@ class Envelope(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    CENSUS_FIELD_NUMBER: _ClassVar[int]
     version: int
     scheduler_id: str
     boot_id: int
@@ -50,7 +53,10 @@ class Envelope(_message.Message):
     result: StepResult
     heartbeat: Heartbeat
     fault: Fault
-    def __init__(self, version: _Optional[int] = ..., scheduler_id: _Optional[str] = ..., boot_id: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., acked: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., plan: _Optional[_Union[StepPlan, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ...) -> None: ...
+    drain: Drain
+    probe: Probe
+    census: Census
+    def __init__(self, version: _Optional[int] = ..., scheduler_id: _Optional[str] = ..., boot_id: _Optional[int] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., acked: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., plan: _Optional[_Union[StepPlan, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("nonce", "executor_id", "model", "model_fingerprint", "kernel_fingerprint", "device", "dtype", "vocab_size", "max_model_len", "block_size", "num_blocks", "num_host_blocks", "max_rows", "max_batched_tokens", "num_state_slots", "pipeline_depth", "features")
@@ -269,3 +275,25 @@ class Fault(_message.Message):
     code: FaultCode
     message: str
     def __init__(self, step_id: _Optional[int] = ..., code: _Optional[_Union[FaultCode, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("redirect",)
+    REDIRECT_FIELD_NUMBER: _ClassVar[int]
+    redirect: str
+    def __init__(self, redirect: _Optional[str] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("nonce",)
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    nonce: int
+    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+
+class Census(_message.Message):
+    __slots__ = ("nonce", "executors", "queued_requests")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    nonce: int
+    executors: int
+    queued_requests: int
+    def __init__(self, nonce: _Optional[int] = ..., executors: _Optional[int] = ..., queued_requests: _Optional[int] = ...) -> None: ...

@@ -20,6 +20,13 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_ABORT: _ClassVar[FinishReason]
     FINISH_REASON_DEADLINE: _ClassVar[FinishReason]
+
+class ExecutorState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXECUTOR_STATE_UNSPECIFIED: _ClassVar[ExecutorState]
+    EXECUTOR_STATE_SERVING: _ClassVar[ExecutorState]
+    EXECUTOR_STATE_PAUSED: _ClassVar[ExecutorState]
+    EXECUTOR_STATE_DRAINING: _ClassVar[ExecutorState]
 LOGPROB_KIND_UNSPECIFIED: LogprobKind
 LOGPROB_KIND_RAW: LogprobKind
 LOGPROB_KIND_PROCESSED: LogprobKind
@@ -28,6 +35,10 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_ABORT: FinishReason
 FINISH_REASON_DEADLINE: FinishReason
+EXECUTOR_STATE_UNSPECIFIED: ExecutorState
+EXECUTOR_STATE_SERVING: ExecutorState
+EXECUTOR_STATE_PAUSED: ExecutorState
+EXECUTOR_STATE_DRAINING: ExecutorState
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -411,7 +422,7 @@ class GetClusterStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("executor_id", "epoch", "device", "running_requests", "waiting_requests", "max_rows", "total_blocks", "free_blocks", "cached_blocks", "used_blocks", "block_size", "run_ahead", "inflight_steps", "steps", "preemptions", "prefix_hit_tokens", "prefix_query_tokens", "starved_us", "device_us", "stale_tokens")
+    __slots__ = ("executor_id", "epoch", "device", "running_requests", "waiting_requests", "max_rows", "total_blocks", "free_blocks", "cached_blocks", "used_blocks", "block_size", "run_ahead", "inflight_steps", "steps", "preemptions", "prefix_hit_tokens", "prefix_query_tokens", "starved_us", "device_us", "stale_tokens", "state", "audited_tokens", "audit_mismatches")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -432,6 +443,9 @@ class ExecutorStatus(_message.Message):
     STARVED_US_FIELD_NUMBER: _ClassVar[int]
     DEVICE_US_FIELD_NUMBER: _ClassVar[int]
     STALE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_MISMATCHES_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     epoch: int
     device: str
@@ -452,7 +466,10 @@ class ExecutorStatus(_message.Message):
     starved_us: int
     device_us: int
     stale_tokens: int
-    def __init__(self, executor_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., max_rows: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., run_ahead: _Optional[int] = ..., inflight_steps: _Optional[int] = ..., steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., starved_us: _Optional[int] = ..., device_us: _Optional[int] = ..., stale_tokens: _Optional[int] = ...) -> None: ...
+    state: ExecutorState
+    audited_tokens: int
+    audit_mismatches: int
+    def __init__(self, executor_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., max_rows: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., run_ahead: _Optional[int] = ..., inflight_steps: _Optional[int] = ..., steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., starved_us: _Optional[int] = ..., device_us: _Optional[int] = ..., stale_tokens: _Optional[int] = ..., state: _Optional[_Union[ExecutorState, str]] = ..., audited_tokens: _Optional[int] = ..., audit_mismatches: _Optional[int] = ...) -> None: ...
 
 class GetClusterStatusResponse(_message.Message):
     __slots__ = ("scheduler_id", "queued_requests", "executors", "oldest_queued_us")

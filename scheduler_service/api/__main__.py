@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from scheduler_service.process import die_with_parent
+from scheduler_service.process import configure_logging, die_with_parent
 
 
 def main() -> int:
@@ -16,6 +16,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One prompt at a time on each of our threads: the library's own pool would compete with the engine.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Else gRPC logs every handshake that fails, as often as strangers please.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from scheduler_service.api.server import serve
     from scheduler_service.config import ProcessSpec
 
@@ -23,7 +25,7 @@ def main() -> int:
         print(f"usage: {sys.argv[0]} '<ProcessSpec as JSON>'", file=sys.stderr)
         return 2
     spec = ProcessSpec.model_validate_json(sys.argv[1])
-    logging.basicConfig(level=spec.settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(spec.settings.log_level, spec.settings.log_format)
     try:
         return asyncio.run(serve(spec))
     except (OSError, ValueError, RuntimeError) as error:

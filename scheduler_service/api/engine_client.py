@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,9 +11,9 @@ import grpc
 import zmq
 
 from scheduler_service.api import wire
-from scheduler_service.api.errors import RequestError, invalid, overloaded, unavailable
+from scheduler_service.api.errors import RequestError, invalid, overloaded, unavailable, waited_in_vain
 from scheduler_service.api.messages import EngineLimits, Finish, ForwardAbort, Outcome, Outputs, Submission
-from scheduler_service.api.streams import OutputStream
+from scheduler_service.api.streams import Inbox, OutputStream
 
 _log = logging.getLogger("baton.api")
 
@@ -42,24 +43,26 @@ class EngineClient:
         lost: done once the engine is given up, with the reason. Final: the process has to end.
     """
 
-    def __init__(self, endpoint: str, index: int, patience: float = 3.0) -> None:
+    def __init__(self, endpoint: str, index: int, patience: float = 3.0, window: int = 4096) -> None:
         """Create a client.
 
         Args:
             endpoint: ZeroMQ endpoint of the engine's ROUTER.
             index: which api process this is.
             patience: seconds of the engine's silence after which it is given up.
+            window: unread tokens of a stream above which the engine is told to hold it.
         """
         self.limits = EngineLimits()
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
+        self._window = window
         self._silent_ticks_allowed = max(1, round(patience / _TICK))
         self._silent_ticks = 0
         self._attached = False
         self._streams: dict[int, OutputStream] = {}
         self._handles = itertools.count(1)
         self._query_ids = itertools.count(1)
-        self._queries: dict[int, asyncio.Future[wire.ClusterStatus]] = {}
+        self._queries: dict[int, asyncio.Future[wire.ClusterStatus | wire.CommandResult]] = {}
         self._listener: EngineListener | None = None
         self._drain_scheduled = False
         self._ticker: asyncio.Task[None] | None = None
@@ -88,9 +91,11 @@ class EngineClient:
         self._socket.close()
         self._context.term()
 
-    def open_stream(self) -> OutputStream:
-        """A stream with a handle of its own, not yet known to the engine."""
-        return OutputStream(next(self._handles))
+    def open_stream(
+        self, inbox: Inbox, *, resumed: int = 0, keep: bool = False, note_arrivals: bool = False
+    ) -> OutputStream:
+        """A stream with a handle of its own, not yet known to the engine; see OutputStream."""
+        return OutputStream(next(self._handles), inbox, resumed=resumed, keep=keep, note_arrivals=note_arrivals)
 
     def submit(self, submission: Submission, stream: OutputStream) -> None:
         """Hand a request to the engine; its output goes to ``stream``.
@@ -109,6 +114,12 @@ class EngineClient:
         if streams and not self.lost.done():
             self._send(wire.encode_abort([stream.handle for stream in streams]))
 
+    def release(self, stream: OutputStream) -> None:
+        """The reader of a stream that is held has caught up."""
+        stream.held = False
+        if not self.lost.done():
+            self._send(wire.encode_hold([], [stream.handle]))
+
     def forget(self, stream: OutputStream) -> None:
         """The caller has gone or has all: a request that the engine has not ended is aborted, its output dropped."""
         if self._streams.pop(stream.handle, None) is not None:
@@ -125,12 +136,28 @@ class EngineClient:
         Raises:
             RequestError: UNAVAILABLE, no answer in time.
         """
+        answer = await self._ask(wire.encode_status_query, timeout)
+        assert isinstance(answer, wire.ClusterStatus)
+        return answer
+
+    async def command(self, executor_id: str, action: wire.ExecutorAction, timeout: float) -> bool:
+        """Pass an operator's order on; False if there is no such executor. ``timeout`` in seconds.
+
+        Raises:
+            RequestError: UNAVAILABLE, no answer in time.
+        """
+        answer = await self._ask(lambda query_id: wire.encode_command(query_id, executor_id, action), timeout)
+        assert isinstance(answer, wire.CommandResult)
+        return answer.known
+
+    async def _ask(self, encode: Callable[[int], bytes], timeout: float) -> wire.ClusterStatus | wire.CommandResult:
         query_id = next(self._query_ids)
-        answer: asyncio.Future[wire.ClusterStatus] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[wire.ClusterStatus | wire.CommandResult]
+        answer = asyncio.get_running_loop().create_future()
         self._queries[query_id] = answer
         try:
             if not self.lost.done():
-                self._send(wire.encode_status_query(query_id))
+                self._send(encode(query_id))
             return await asyncio.wait_for(answer, timeout)
         except TimeoutError:
             raise unavailable("the scheduler's engine does not answer") from None
@@ -186,11 +213,30 @@ class EngineClient:
                 query.set_result(message)
 
     def _deliver(self, outputs: Outputs) -> None:
-        find = self._streams.get
-        for handle, token_id in zip(outputs.handles, outputs.token_ids, strict=True):
+        now = time.monotonic()
+        find, logprobs, window = self._streams.get, outputs.logprobs, self._window
+        for item in outputs.prompt_logprobs:
+            stream = find(item.handle)
+            if stream is not None:
+                stream.push_prompt(item.logprobs)
+        for handle in outputs.best_effort_handles:
             stream = find(handle)
             if stream is not None:
-                stream.push(token_id)
+                stream.mark_best_effort()
+        for handle in outputs.best_effort_handles:
+            stream = find(handle)
+            if stream is not None:
+                stream.mark_best_effort()
+        full = []
+        for index, (handle, token_id) in enumerate(zip(outputs.handles, outputs.token_ids, strict=True)):
+            stream = find(handle)
+            if stream is not None:
+                unread = stream.push(token_id, now, logprobs.get(index) if logprobs else None)
+                if unread > window and not stream.held and not stream.patient:
+                    stream.held = True
+                    full.append(handle)
+        if full:
+            self._send(wire.encode_hold(full, []))
         for handle, finish in outputs.finished:
             stream = self._streams.pop(handle, None)
             if stream is not None:
@@ -235,6 +281,6 @@ def _end(stream: OutputStream, finish: Finish) -> None:
         case Outcome.OVERLOADED:
             stream.fail(overloaded(finish.message or "the queue is full"))
         case Outcome.UNAVAILABLE:
-            stream.fail(unavailable(finish.message or "no executor is ready"))
+            stream.fail(waited_in_vain(finish.message or "no executor is ready"))
         case Outcome.ERROR:
             stream.fail(RequestError(grpc.StatusCode.INTERNAL, "", finish.message or "the request failed"))

@@ -1,10 +1,12 @@
 """A request's life in this process: named, validated, submitted, read, and cleaned up whatever happens."""
 
 import asyncio
-import logging
+import hashlib
+import math
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -12,124 +14,56 @@ import grpc
 from scheduler_service.api.checkpoint import Checkpoint
 from scheduler_service.api.detokenizer import Detokenizer
 from scheduler_service.api.engine_client import EngineClient
-from scheduler_service.api.errors import RequestError, invalid, overloaded, unavailable
-from scheduler_service.api.messages import Finish, Outcome, Submission
-from scheduler_service.api.metrics import RequestMetrics, RequestWatch
+from scheduler_service.api.errors import RequestError, invalid
+from scheduler_service.api.live_requests import LiveRequest, LiveRequests, RequestKey
+from scheduler_service.api.messages import Finish, Outcome, RowSampling, Submission
 from scheduler_service.api.prompts import PromptEncoder, PromptPool
-from scheduler_service.api.request import GenerationRequest, Prompt
-from scheduler_service.api.streams import OutputStream
-from scheduler_service.api.validation import (
-    RequestLimits,
-    ValidatedRequest,
-    check_prompt,
-    encode_prompt,
-    prompt_bytes,
-    validate,
-)
-
-_log = logging.getLogger("baton.api")
+from scheduler_service.api.records import RequestRecorder, Watch
+from scheduler_service.api.request import GenerationRequest, Prompt, ResumePoint
+from scheduler_service.api.rules import RequestLimits
+from scheduler_service.api.running_request import RunningRequest
+from scheduler_service.api.sample import Sample
+from scheduler_service.api.sample_text import SampleText
+from scheduler_service.api.seeds import sample_seed
+from scheduler_service.api.stop_strings import StopStrings
+from scheduler_service.api.streams import Inbox, OutputStream
+from scheduler_service.api.structured import GrammarChecker
+from scheduler_service.api.validation import ValidatedRequest, check_prompt, encode_prompt, prompt_bytes, validate
 
 _MAX_DETOKENIZE_IDS = 1_000_000
+# A call that is cancelled when it has no more time than this left was not cut off: its own deadline has passed.
+_DEADLINE_SLACK = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """What gathered since the last look.
+class _Admitted:
+    """A request that may be submitted; ``grammar`` is what its structured output became."""
 
-    Attributes:
-        token_index: absolute index of ``token_ids[0]`` in the output.
-        text: what became certain; it need not align with ``token_ids``.
-        text_offset: offset of ``text``, in code points.
-        finish: how the request ended; None while it runs.
-    """
-
-    token_index: int
-    token_ids: list[int]
-    text: str
-    text_offset: int
-    finish: Finish | None
+    validated: ValidatedRequest
+    grammar: str
 
 
-class RunningRequest:
-    """The reader's side of one request.
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """A request that is under way, and its reader's side."""
 
-    Attributes:
-        request_id: the caller's name for it, or the one drawn here.
-        seed: the caller's, or the one drawn here.
-        model_fingerprint: of the executors at the time of submission.
-        num_tokens: output tokens taken so far.
-    """
-
-    def __init__(
-        self,
-        request_id: str,
-        seed: int,
-        model_fingerprint: str,
-        validated: ValidatedRequest,
-        stream: OutputStream,
-        detokenizer: Detokenizer | None,
-        watch: RequestWatch,
-    ) -> None:
-        self.request_id = request_id
-        self.seed = seed
-        self.model_fingerprint = model_fingerprint
-        self.num_tokens = 0
-        self._validated = validated
-        self._stream = stream
-        self._detokenizer = detokenizer
-        self._watch = watch
-        self._text_length = 0
-
-    @property
-    def prompt_length(self) -> int:
-        """Prompt tokens."""
-        return len(self._validated.prompt_token_ids)
-
-    def prompt_token_ids(self) -> list[int]:
-        """The prompt as the model sees it."""
-        ids: list[int] = self._validated.prompt_token_ids.tolist()
-        return ids
-
-    async def take(self) -> Delta:
-        """Wait for output; everything that has gathered.
-
-        Raises:
-            RequestError: the request failed.
-        """
-        token_ids, finish = await self._stream.take()
-        if token_ids:
-            self._watch.took(len(token_ids), self._stream.first_token_at)
-        if finish is not None:
-            self._watch.finished(finish.outcome)
-        index, offset = self.num_tokens, self._text_length
-        self.num_tokens += len(token_ids)
-        text = self._text(token_ids, last=finish is not None)
-        self._text_length += len(text)
-        return Delta(index, token_ids, text, offset, finish)
-
-    async def take_all(self) -> Delta:
-        """Wait for the end; the whole output.
-
-        Raises:
-            RequestError: the request failed.
-        """
-        await self._stream.wait_end()
-        delta = await self.take()
-        # Tokens that came before an error hide it once.
-        return delta if delta.finish is not None else await self.take()
-
-    def _text(self, token_ids: list[int], *, last: bool) -> str:
-        if self._detokenizer is None:
-            return ""
-        text = self._detokenizer.push(token_ids)
-        return text + self._detokenizer.flush() if last else text
+    live: LiveRequest
+    inbox: Inbox
+    validated: ValidatedRequest
+    samples: list[Sample]
 
 
 class Intake:
     """Takes requests in, for every dialect alike."""
 
     def __init__(
-        self, checkpoint: Checkpoint, model: str, engine: EngineClient, max_live: int, metrics: RequestMetrics
+        self,
+        checkpoint: Checkpoint,
+        model: str,
+        engine: EngineClient,
+        max_live: int,
+        recorder: RequestRecorder,
+        grammars: GrammarChecker,
     ) -> None:
         """Create an intake.
 
@@ -137,49 +71,58 @@ class Intake:
             checkpoint: the text side of the model.
             model: its name for callers.
             engine: where requests go.
-            max_live: requests that may be under way in this process.
-            metrics: what is told of every request.
+            max_live: samples of requests that may be under way in this process.
+            recorder: follows every request.
+            grammars: compiles structured outputs.
         """
         self._checkpoint = checkpoint
         self._engine = engine
-        self._max_live = max_live
-        self._metrics = metrics
+        self._recorder = recorder
+        self._grammars = grammars
         self._encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.chat_template)
         self._pool = PromptPool()
-        self._live: dict[str, OutputStream] = {}
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._requests = LiveRequests(engine, max_live)
         self._fixed_limits = RequestLimits(
             model=model, eos_token_ids=checkpoint.eos_token_ids, has_tokenizer=checkpoint.tokenizer is not None
         )
 
     @asynccontextmanager
-    async def run(self, request: GenerationRequest) -> AsyncIterator[RunningRequest]:
-        """Validate, submit and watch over a request; leaving the block early aborts it.
+    async def run(
+        self, request: GenerationRequest, *, tenant: str = "", time_remaining: float | None = None
+    ) -> AsyncIterator[RunningRequest]:
+        """Validate, submit and watch over a request; leaving the block early aborts it, or keeps it for a retry.
+
+        With a resume window, a request that runs here under the same name and asks for the same output is taken over.
+        Where it runs in another api process, it is aborted there and goes on here from the caller's resume points.
+
+        Args:
+            request: the caller's.
+            tenant: whom the caller has proven to be; request ids are each tenant's own.
+            time_remaining: seconds until the call's own deadline, which ends the request; None = it has none.
 
         Raises:
             RequestError: the request cannot be served.
         """
-        request_id = request.request_id or f"req-{secrets.token_hex(12)}"
-        with self._metrics.watch() as watch, self._registered(request_id) as stream:
-            limits = self._limits()
-            validated = await self._pool.run(
-                prompt_bytes(request.prompt), lambda: validate(request, limits, self._encoder)
-            )
-            seed = secrets.randbits(64) if request.seed is None else request.seed
-            if not stream.ended:  # aborted while its prompt was tokenised
-                self._engine.submit(_submission(stream.handle, seed, validated), stream)
-                watch.submitted(len(validated.prompt_token_ids))
-            yield RunningRequest(
-                request_id,
-                seed,
-                self._engine.limits.model_fingerprint,
-                validated,
-                stream,
-                self._detokenizer(request, validated),
-                watch,
-            )
+        key = RequestKey(tenant, request.request_id or f"req-{secrets.token_hex(12)}")
+        with self._recorder.watch(key.request_id) as watch:
+            request = _of_tenant(request, tenant)
+            deadline = math.inf if time_remaining is None else time.monotonic() + time_remaining - _DEADLINE_SLACK
+            entered = await self._enter(key, request, watch)
+            lost = False
+            try:
+                yield RunningRequest(
+                    entered.live,
+                    entered.inbox,
+                    entered.validated,
+                    entered.samples,
+                    self._engine.limits.scheduler_id,
+                    watch,
+                )
+            except (asyncio.CancelledError, ConnectionError):  # as Outlet says that the client has gone
+                lost = time.monotonic() < deadline
+                raise
+            finally:
+                self._requests.leave(entered.live, entered.inbox, lost=lost)
 
     async def tokenize(self, prompt: Prompt | None) -> list[int]:
         """Token ids of a prompt, as a request with it would have.
@@ -215,74 +158,175 @@ class Intake:
     @property
     def num_live(self) -> int:
         """Requests under way in this process."""
-        return len(self._live)
+        return len(self._requests)
 
-    def abort(self, request_ids: Iterable[str]) -> list[str]:
-        """End requests by name; the names that are not known here."""
-        unknown, submitted = [], []
-        for request_id in request_ids:
-            stream = self._live.get(request_id)
-            if stream is None:
-                unknown.append(request_id)
-            elif stream.submitted:
-                submitted.append(stream)
-            else:
-                stream.finish(Finish(Outcome.ABORT))
-        self._engine.abort(submitted)
-        return unknown
+    def abort(self, tenant: str, request_ids: Iterable[str]) -> None:
+        """End a tenant's requests by name, whichever api process has them."""
+        unknown = self._requests.abort(RequestKey(tenant, request_id) for request_id in request_ids)
+        if unknown:
+            self._engine.forward_abort([key.text() for key in unknown])
+
+    def abort_forwarded(self, names: Iterable[str]) -> None:
+        """End requests that another api process does not know."""
+        self._requests.abort(RequestKey.from_text(name) for name in names)
 
     async def drain(self, grace: float) -> None:
         """Take no more requests; those under way get ``grace`` seconds, then fail UNAVAILABLE."""
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
-            _log.info("%d requests outlived the grace period", len(self._live))
-        for stream in self._live.values():
-            stream.fail(unavailable("the scheduler is shutting down"))
+        await self._requests.drain(grace)
 
-    def close(self) -> None:
-        """Start no more work on threads."""
+    async def close(self) -> None:
+        """Start no more work on threads and in processes."""
         self._pool.close()
+        await self._grammars.close()
 
     def _limits(self) -> RequestLimits:
         limits = self._engine.limits
         return replace(self._fixed_limits, vocab_size=limits.vocab_size, max_total_tokens=limits.max_total_tokens)
 
-    @contextmanager
-    def _registered(self, request_id: str) -> Iterator[OutputStream]:
-        if self._draining:
-            raise unavailable("the scheduler is shutting down")
-        if request_id in self._live:
-            raise RequestError(grpc.StatusCode.ALREADY_EXISTS, "request_id", "a request of this name is under way")
-        if len(self._live) >= self._max_live:
-            raise overloaded(f"{self._max_live} requests are under way already")
-        stream = self._engine.open_stream()
-        self._live[request_id] = stream
-        self._idle.clear()
+    async def _enter(self, key: RequestKey, request: GenerationRequest, watch: Watch) -> _Entered:
+        known = self._requests.find(key)
+        admitted = None
+        if known is not None and known.resume_window and request.resume_window_ms:
+            admitted = await self._admit(request)
+            if self._requests.find(key) is known:
+                return await self._return_to(known, admitted.validated)
+        live = self._requests.open(key)
+        inbox = live.inbox
         try:
-            yield stream
-        finally:
-            self._engine.forget(stream)
-            del self._live[request_id]
-            if not self._live:
-                self._idle.set()
+            admitted = admitted or await self._admit(request)
+            if request.resume_window_ms:
+                # A retry that landed on another process than the request that it is about.
+                self._engine.forward_abort([key.text()])
+            seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
+            self._requests.start(live, admitted.validated, seed, self._open_streams(live, request))
+            samples = await self._samples(live, admitted.validated)
+            live.set_deadline(_seconds_left(request))
+            self._submit(live, admitted, watch)
+        except BaseException:
+            self._requests.drop(live)
+            raise
+        return _Entered(live, inbox, admitted.validated, samples)
 
-    def _detokenizer(self, request: GenerationRequest, validated: ValidatedRequest) -> Detokenizer | None:
+    async def _return_to(self, live: LiveRequest, validated: ValidatedRequest) -> _Entered:
+        inbox = self._requests.take_over(live, validated)
+        try:
+            live.set_deadline(_seconds_left(validated.request))
+            return _Entered(live, inbox, validated, await self._samples(live, validated))
+        except BaseException:
+            self._requests.leave(live, inbox, lost=True)
+            raise
+
+    async def _admit(self, request: GenerationRequest) -> _Admitted:
+        limits = self._limits()
+        size = prompt_bytes(request.prompt) + _num_resumed(request)
+        validated = await self._pool.run(size, lambda: validate(request, limits, self._encoder))
+        structured = request.sampling.structured
+        return _Admitted(validated, "" if structured is None else await self._grammars.check(structured))
+
+    def _open_streams(self, live: LiveRequest, request: GenerationRequest) -> list[OutputStream]:
+        resumed = {point.sample: len(point.token_ids) for point in request.resume}
+        return [
+            self._engine.open_stream(
+                live.inbox,
+                resumed=resumed.get(index, 0),
+                keep=request.resume_window_ms > 0,
+                note_arrivals=request.output.timings,
+            )
+            for index in range(request.n)
+        ]
+
+    async def _samples(self, live: LiveRequest, validated: ValidatedRequest) -> list[Sample]:
+        """Readers of all samples, who know what the caller has already."""
+        samples = await self._pool.run(_num_resumed(validated.request), lambda: self._replayed(live, validated))
+        for sample in samples:
+            sample.begin()
+        return samples
+
+    def _replayed(self, live: LiveRequest, validated: ValidatedRequest) -> list[Sample]:
+        stop = validated.request.stop
+        strings = StopStrings(stop.stop_strings) if stop.stop_strings else None
+        points = {point.sample: point for point in validated.request.resume}
+        samples = []
+        for index in range(len(live.streams)):
+            text = SampleText(
+                self._detokenizer(validated), strings, include_stop=stop.include_stop, min_tokens=stop.min_tokens
+            )
+            sample = Sample(live, validated, index, text, self._checkpoint.tokenizer, self._engine)
+            sample.replay(points.get(index, ResumePoint(index, (), 0)))
+            samples.append(sample)
+        return samples
+
+    def _detokenizer(self, validated: ValidatedRequest) -> Detokenizer | None:
         tokenizer = self._checkpoint.tokenizer
-        if tokenizer is None or not validated.text:
+        if tokenizer is None or not (validated.text or validated.request.stop.stop_strings):
             return None
-        return tokenizer.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        return tokenizer.detokenizer(skip_special_tokens=validated.request.output.skip_special_tokens)
+
+    def _submit(self, live: LiveRequest, admitted: _Admitted, watch: Watch) -> None:
+        running = [index for index, stream in enumerate(live.streams) if not stream.ended]
+        for index in running:
+            stream = live.streams[index]
+            if live.end_reason is None:
+                self._engine.submit(_submission(live, admitted, index), stream)
+            else:  # while its prompt was tokenised
+                stream.finish(Finish(Outcome.ABORT))
+        live.submitted = True
+        if running and live.end_reason is None:
+            watch.submitted(len(admitted.validated.prompt_token_ids))
 
 
-def _submission(handle: int, seed: int, request: ValidatedRequest) -> Submission:
+def _of_tenant(request: GenerationRequest, tenant: str) -> GenerationRequest:
+    if tenant and request.tenant not in ("", tenant):
+        raise RequestError(grpc.StatusCode.PERMISSION_DENIED, "tenant", "is not the tenant of the call's token")
+    return replace(request, tenant=tenant) if tenant else request
+
+
+def _submission(live: LiveRequest, admitted: _Admitted, index: int) -> Submission:
+    """What the engine gets of sample ``index``; the prompt's log probabilities only the first asks for."""
+    validated = admitted.validated
+    request, sampling = validated.request, validated.request.sampling
     return Submission(
-        handle=handle,
-        prompt_token_ids=request.prompt_token_ids,
-        max_tokens=request.max_tokens,
-        stop_token_ids=request.stop_token_ids,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        seed=seed,
+        handle=live.streams[index].handle,
+        prompt_token_ids=validated.prompt_token_ids,
+        max_tokens=validated.max_tokens,
+        sampling=RowSampling(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            seed=sample_seed(live.seed, index),
+            logit_bias=tuple(sampling.logit_bias.items()),
+            allowed_token_ids=tuple(sampling.allowed_token_ids),
+            banned_token_ids=tuple(sampling.banned_token_ids),
+            min_tokens=request.stop.min_tokens,
+            stop_token_ids=validated.stop_token_ids,
+            grammar=admitted.grammar,
+            num_logprobs=request.output.logprobs,
+            processed_logprobs=request.output.processed_logprobs,
+            num_prompt_logprobs=request.output.prompt_logprobs if index == 0 else None,
+        ),
+        output_token_ids=next((tuple(point.token_ids) for point in request.resume if point.sample == index), ()),
+        cache_salt=_cache_salt(request.tenant, request.cache_salt),
+        priority=request.priority,
+        queue_timeout_ms=request.queue_timeout_ms,
     )
+
+
+def _cache_salt(tenant: str, salt: str) -> bytes:
+    """Where the prefix cache's chain of hashes starts: for everybody without tenant and salt at the same place."""
+    if not tenant and not salt:
+        return b""
+    name = tenant.encode()
+    return hashlib.sha256(len(name).to_bytes(8, "little") + name + salt.encode()).digest()
+
+
+def _num_resumed(request: GenerationRequest) -> int:
+    return sum(len(point.token_ids) for point in request.resume)
+
+
+def _seconds_left(request: GenerationRequest) -> float | None:
+    deadline = request.stop.deadline_unix_ms
+    return deadline / 1000 - time.time() if deadline else None

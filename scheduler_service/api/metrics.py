@@ -10,11 +10,12 @@ import grpc
 from prometheus_client import Counter, Histogram, values
 
 from scheduler_service.api.errors import RequestError
-from scheduler_service.api.messages import Outcome
+from scheduler_service.api.messages import Finish, Outcome
 
 _CANCELLED, _INVALID, _OVERLOADED, _UNAVAILABLE, _ERROR = "cancelled", "invalid", "overloaded", "unavailable", "error"
 _COMPLETE = (Outcome.STOP.value, Outcome.LENGTH.value)
-_OUTCOMES = (*_COMPLETE, Outcome.ABORT.value, _CANCELLED, _INVALID, _OVERLOADED, _UNAVAILABLE, _ERROR)
+_CUT_SHORT = (Outcome.ABORT.value, Outcome.DEADLINE.value, _CANCELLED)
+_OUTCOMES = (*_COMPLETE, *_CUT_SHORT, _INVALID, _OVERLOADED, _UNAVAILABLE, _ERROR)
 _OUTCOME_OF_STATUS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: _OVERLOADED,
     grpc.StatusCode.UNAVAILABLE: _UNAVAILABLE,
@@ -42,8 +43,8 @@ class RequestMetrics:
     def __init__(self) -> None:
         requests = Counter(
             "baton_requests",
-            "Requests that have ended, by how: stop, length, abort (by name), cancelled (the caller left), invalid, "
-            "overloaded, unavailable, error.",
+            "Requests that have ended, by how: stop, length, abort (by name), deadline, cancelled (the caller left), "
+            "invalid, overloaded, unavailable, error.",
             ("outcome",),
             registry=None,
         )
@@ -111,9 +112,9 @@ class RequestWatch:
             metrics.inter_token.observe((now - since) / gaps)
         self._last_at = now
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, finish: Finish) -> None:
         """The engine has ended the request; what becomes of the caller afterwards does not change that."""
-        self._outcome = outcome.value
+        self._outcome = finish.outcome.value
 
     def __enter__(self) -> "RequestWatch":
         return self
@@ -121,15 +122,16 @@ class RequestWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        outcome = self._outcome or _outcome_of(error)
+        outcome = self._outcome or outcome_of(error)
         self._metrics.outcomes[outcome].inc()
         if outcome in _COMPLETE:
             self._metrics.request.observe(time.monotonic() - self._arrived_at)
 
 
-def _outcome_of(error: BaseException | None) -> str:
+def outcome_of(error: BaseException | None) -> str:
+    """How a request ended that the engine did not end, in the words of ``baton_requests``."""
     if isinstance(error, RequestError):
         return _OUTCOME_OF_STATUS.get(error.status, _INVALID)
-    if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
+    if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit | ConnectionError):
         return _CANCELLED
     return _ERROR

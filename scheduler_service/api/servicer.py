@@ -1,87 +1,71 @@
 """The baton.v1.Generation service."""
 # ruff: noqa: N802 - gRPC names the methods
 
-import asyncio
-import logging
-import secrets
-from types import TracebackType
-from typing import Any, TypeAlias
-
-import grpc
+from contextlib import AbstractAsyncContextManager
 
 from baton_protos import generation_pb2 as pb
 from baton_protos import generation_pb2_grpc
 from scheduler_service.api import generation_wire as wire
+from scheduler_service.api.auth import tenant_of
+from scheduler_service.api.call_errors import CallErrors
 from scheduler_service.api.checkpoint import Checkpoint
 from scheduler_service.api.engine_client import EngineClient
-from scheduler_service.api.errors import RequestError
 from scheduler_service.api.intake import Intake
-
-_log = logging.getLogger("baton.api")
+from scheduler_service.api.outlet import Context, Outlet, let_tokens_gather
+from scheduler_service.api.request import GenerationRequest
+from scheduler_service.api.running_request import RunningRequest
 
 _STATUS_TIMEOUT = 2.0  # seconds
-_MESSAGE_SECONDS = 100e-6  # what a message costs both ends, generously
-_LEAST_PAUSE_SECONDS = 2e-3  # with up to 20 streams every token goes out at once
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     """What callers speak; documentation of each method is in generation.proto."""
 
-    def __init__(self, intake: Intake, engine: EngineClient, checkpoint: Checkpoint, model: str) -> None:
+    def __init__(
+        self, intake: Intake, engine: EngineClient, checkpoint: Checkpoint, model: str, patience: float
+    ) -> None:
+        """Create a servicer; ``patience`` is how many seconds a client may leave a stream unread."""
         self._intake = intake
         self._engine = engine
         self._checkpoint = checkpoint
         self._model = model
+        self._patience = patience
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        async with _Errors(context):
+        async with CallErrors(context):
             decoded = wire.decode_request(request)
-            async with self._intake.run(decoded) as running:
-                delta = await running.take_all()
-                assert delta.finish is not None
-                return wire.encode_response(running, delta, delta.finish, echo_prompt=decoded.echo_prompt)
+            async with self._run(decoded, context) as running:
+                samples = await running.take_all()
+                return wire.encode_response(running, samples, echo_prompt=decoded.output.prompt_token_ids)
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:
-        async with _Errors(context):
+        async with CallErrors(context):
             decoded = wire.decode_request(request)
             # Written from this frame, not yielded: a cancelled call must reach the clean-up at once.
-            async with self._intake.run(decoded) as running:
-                await context.write(wire.encode_start(running, echo_prompt=decoded.echo_prompt))
-                finish = None
-                while finish is None:
+            async with self._run(decoded, context) as running, Outlet(context, self._patience) as outlet:
+                await outlet.write(wire.encode_start(running, echo_prompt=decoded.output.prompt_token_ids))
+                while not running.ended:
                     delta = await running.take()
-                    if delta.token_ids or delta.text:
-                        await context.write(wire.encode_chunk(delta))
-                    finish = delta.finish
-                    if finish is None:
-                        await self._let_tokens_gather()
-                await context.write(wire.encode_end(running, finish))
+                    for message in wire.encode_delta(delta):
+                        await outlet.write(message)
+                    if delta.ending is None:
+                        await let_tokens_gather(self._intake.num_live)
 
-    async def _let_tokens_gather(self) -> None:
-        """Space out the messages of each stream while many streams share this process.
-
-        Writing returns once gRPC has buffered a message, so a reader that lags does not hold the writer back: without
-        this, a busy process would send ever more messages of one token and fall behind.
-        """
-        pause = self._intake.num_live * _MESSAGE_SECONDS
-        if pause > _LEAST_PAUSE_SECONDS:
-            await asyncio.sleep(pause)
+    def _run(self, request: GenerationRequest, context: Context) -> AbstractAsyncContextManager[RunningRequest]:
+        remaining = context.time_remaining()
+        return self._intake.run(request, tenant=tenant_of(context), time_remaining=remaining)
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        async with _Errors(context):
-            unknown = self._intake.abort(request.request_ids)
-            if unknown:
-                self._engine.forward_abort(unknown)
+        async with CallErrors(context):
+            self._intake.abort(tenant_of(context), request.request_ids)
             return pb.AbortResponse()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        async with _Errors(context):
+        async with CallErrors(context):
             return pb.TokenizeResponse(token_ids=await self._intake.tokenize(wire.decode_prompt(request)))
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
-        async with _Errors(context):
+        async with CallErrors(context):
             skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
             text = await self._intake.detokenize(request.token_ids, skip_special_tokens=skip)
             return pb.DetokenizeResponse(text=text)
@@ -102,27 +86,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def GetClusterStatus(
         self, request: pb.GetClusterStatusRequest, context: Context
     ) -> pb.GetClusterStatusResponse:
-        async with _Errors(context):
+        async with CallErrors(context):
             response = (await self._engine.cluster_status(_STATUS_TIMEOUT)).response
             response.scheduler_id = self._engine.limits.scheduler_id
             return response
-
-
-class _Errors:
-    """Ends a call with the right status when its handler raises."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, RequestError):
-            await self._context.abort_with_status(wire.encode_error(error))
-        if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-            reference = secrets.token_hex(4)
-            _log.error("unexpected error, reference %s", reference, exc_info=error)
-            await self._context.abort(grpc.StatusCode.INTERNAL, f"internal error, reference {reference}")

@@ -30,6 +30,7 @@ class ModelTokenizer:
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self._token_bytes = TokenBytes(tokenizer.id_to_token)
+        self._token_texts: dict[int, str] = {}
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelTokenizer":
@@ -55,6 +56,18 @@ class ModelTokenizer:
         # As in encode: only the batch call releases the GIL.
         texts: list[str] = self._tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
         return texts[0]
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token within a text, special or not; bytes that are no whole characters show as U+FFFD."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            if self._byte_level:
+                text = self._token_bytes[token_id].decode(errors="replace")
+            else:  # behind another one: decoders may treat a text's beginning in a special way
+                alone = self.decode([token_id], skip_special_tokens=False)
+                text = self.decode([token_id, token_id], skip_special_tokens=False)[len(alone) :]
+            self._token_texts[token_id] = text
+        return text
 
     def token_id(self, token: str) -> int | None:
         """The id of ``token``, None if there is no such token."""

@@ -9,44 +9,25 @@ from numpy.typing import NDArray
 from scheduler_service.api.errors import RequestError, invalid, unavailable
 from scheduler_service.api.prompts import PromptEncoder
 from scheduler_service.api.request import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """What a request may ask for.
-
-    Attributes:
-        model: name of the served model.
-        eos_token_ids: the checkpoint's end-of-sequence ids.
-        has_tokenizer: whether text can be returned.
-        vocab_size: token ids are below it; 0 = not known yet.
-        max_total_tokens: largest prompt + output of one request; 0 = no executor has joined yet.
-        max_prompt_bytes: largest text, or conversation, in UTF-8 bytes.
-    """
-
-    model: str
-    eos_token_ids: tuple[int, ...]
-    has_tokenizer: bool
-    vocab_size: int = 0
-    max_total_tokens: int = 0
-    max_prompt_bytes: int = 4_000_000
-    max_chat_messages: int = 4096
-    max_role_chars: int = 64
-    max_request_id_chars: int = 128
-    max_stop_token_ids: int = 16
-    max_temperature: float = 100.0
+from scheduler_service.api.rules import RequestLimits, check_rules, stop_token_ids
 
 
 @dataclass(frozen=True, slots=True)
 class ValidatedRequest:
-    """What remains of a request once it is known to be sound. ``stop_token_ids`` include end-of-sequence ids."""
+    """A sound request.
 
+    Attributes:
+        request: as the caller made it.
+        prompt_token_ids: int32 [P], not empty.
+        max_tokens: most output tokens of a sample.
+        stop_token_ids: ids that end a sample, those of the checkpoint included.
+        text: whether text is returned.
+    """
+
+    request: GenerationRequest
     prompt_token_ids: NDArray[np.int32]
     max_tokens: int
     stop_token_ids: tuple[int, ...]
-    temperature: float
-    top_k: int
-    top_p: float
     text: bool
 
 
@@ -57,27 +38,24 @@ def validate(request: GenerationRequest, limits: RequestLimits, encoder: PromptE
         RequestError: INVALID_ARGUMENT naming the field; NOT_FOUND for another model; FAILED_PRECONDITION where the
             checkpoint lacks what the request needs; UNAVAILABLE while no executor has ever joined.
     """
-    _check_name(request, limits)
-    _check_sampling(request, limits)
-    stop_token_ids = _stop_token_ids(request, limits)
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise invalid("stop.max_tokens", "must be at least 1")
-    if request.text and not limits.has_tokenizer:
-        raise RequestError(
-            grpc.StatusCode.FAILED_PRECONDITION, "output.text", "the served model has no tokenizer: no text"
-        )
+    if request.model and request.model != limits.model:
+        raise RequestError(grpc.StatusCode.NOT_FOUND, "model", f"the served model is {limits.model!r}")
+    check_rules(request, limits)
+    if not limits.has_tokenizer:
+        _check_no_text(request)
     prompt = check_prompt(request.prompt, limits)
     if limits.max_total_tokens == 0:
         raise unavailable("no executor has joined yet")
     token_ids = encode_prompt(prompt, limits, encoder)
+    max_tokens = _max_tokens(request, prompt, len(token_ids), limits)
+    if any(len(point.token_ids) > max_tokens for point in request.resume):
+        raise invalid("resume", f"a point has more token ids than the {max_tokens} that a sample may have")
     return ValidatedRequest(
+        request=request,
         prompt_token_ids=token_ids,
-        max_tokens=_max_tokens(request, prompt, len(token_ids), limits),
-        stop_token_ids=stop_token_ids,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        text=limits.has_tokenizer if request.text is None else request.text,
+        max_tokens=max_tokens,
+        stop_token_ids=stop_token_ids(request, limits),
+        text=limits.has_tokenizer if request.output.text is None else request.output.text,
     )
 
 
@@ -162,47 +140,26 @@ def _check_chat(prompt: ChatPrompt, limits: RequestLimits) -> None:
             raise invalid("chat", f"messages[{index}].role must have 1 to {limits.max_role_chars} characters")
 
 
-def _check_name(request: GenerationRequest, limits: RequestLimits) -> None:
-    if request.model and request.model != limits.model:
-        raise RequestError(grpc.StatusCode.NOT_FOUND, "model", f"the served model is {limits.model!r}")
-    if len(request.request_id) > limits.max_request_id_chars or not request.request_id.isprintable():
-        raise invalid("request_id", f"must be at most {limits.max_request_id_chars} printable characters")
-
-
-def _check_sampling(request: GenerationRequest, limits: RequestLimits) -> None:
-    # A NaN fails every comparison; `not (a <= x <= b)` refuses it.
-    if not 0.0 <= request.temperature <= limits.max_temperature:
-        raise invalid("sampling.temperature", f"must be a number from 0 to {limits.max_temperature:g}")
-    if not 0.0 < request.top_p <= 1.0:
-        raise invalid("sampling.top_p", "must be a number above 0 and at most 1")
-    if limits.vocab_size and request.top_k > limits.vocab_size:
-        raise invalid("sampling.top_k", f"must not exceed the vocabulary of {limits.vocab_size} ids")
-
-
-def _stop_token_ids(request: GenerationRequest, limits: RequestLimits) -> tuple[int, ...]:
-    field = "stop.stop_token_ids"
-    for token_id in request.stop_token_ids:
-        if limits.vocab_size and token_id >= limits.vocab_size:
-            raise invalid(field, f"token id {token_id} is not in the vocabulary of {limits.vocab_size} ids")
-    eos = () if request.ignore_eos else limits.eos_token_ids
-    ids = tuple(dict.fromkeys((*eos, *request.stop_token_ids)))
-    if len(ids) > limits.max_stop_token_ids:
-        raise invalid(field, f"with the end-of-sequence ids there are {len(ids)}, of {limits.max_stop_token_ids}")
-    return ids
+def _check_no_text(request: GenerationRequest) -> None:
+    for field, wanted in (("output.text", request.output.text), ("stop.stop_strings", request.stop.stop_strings)):
+        if wanted:
+            message = "the served model has no tokenizer: no text"
+            raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, field, message)
 
 
 def _max_tokens(request: GenerationRequest, prompt: Prompt, prompt_tokens: int, limits: RequestLimits) -> int:
     room = limits.max_total_tokens - prompt_tokens
     if room < 1:
         raise _too_long(field_of(prompt), prompt_tokens, limits)
-    if request.max_tokens is None:
-        return room
-    if request.max_tokens > room:
+    wanted = room if request.stop.max_tokens is None else request.stop.max_tokens
+    if wanted > room:
         raise invalid(
             "stop.max_tokens",
-            f"{prompt_tokens} prompt tokens and {request.max_tokens} new ones exceed {limits.max_total_tokens} in all",
+            f"{prompt_tokens} prompt tokens and {wanted} new ones exceed {limits.max_total_tokens} in all",
         )
-    return request.max_tokens
+    if request.stop.min_tokens > wanted:
+        raise invalid("stop.min_tokens", f"only {wanted} tokens fit behind the prompt's {prompt_tokens}")
+    return wanted
 
 
 def _too_long(field: str, prompt_tokens: int, limits: RequestLimits) -> RequestError:

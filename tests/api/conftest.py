@@ -15,6 +15,7 @@ from baton_protos import generation_pb2_grpc
 from scheduler_service.api.checkpoint import load_checkpoint
 from scheduler_service.api.server import ApiServer
 from scheduler_service.config import ProcessSpec, SchedulerSettings
+from scheduler_service.listen import reserve_port
 
 from .fake_engine import VOCAB_SIZE, FakeEngine
 
@@ -83,6 +84,7 @@ class Served:
     server: ApiServer
     channel: grpc.aio.Channel
     stub: generation_pb2_grpc.GenerationStub
+    gateway_port: int  # 0 = none
 
 
 Serve = Callable[..., Any]
@@ -105,7 +107,7 @@ async def serve(engine: FakeEngine, checkpoint: Path) -> AsyncIterator[Serve]:
         server = ApiServer(spec, load_checkpoint(spec.settings.model))
         await server.start()
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
-        served = Served(server, channel, generation_pb2_grpc.GenerationStub(channel))
+        served = Served(server, channel, generation_pb2_grpc.GenerationStub(channel), spec.settings.vllm_grpc_port)
         started.append(served)
         await until(lambda: not attached or server._engine.limits.max_total_tokens > 0)
         return served
@@ -120,6 +122,12 @@ async def serve(engine: FakeEngine, checkpoint: Path) -> AsyncIterator[Serve]:
 async def stub(serve: Serve) -> generation_pb2_grpc.GenerationStub:
     served: Served = await serve()
     return served.stub
+
+
+def free_port() -> int:
+    """A port that nobody listened on just now."""
+    with reserve_port("127.0.0.1", 0, shared=False) as reservation:
+        return reservation.port
 
 
 async def until(condition: Callable[[], Any], timeout: float = 10.0) -> None:

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import zmq
 import zmq.asyncio
 
 from baton_protos import engine_pb2 as pb
-from baton_protos import generation_pb2
-from baton_protos.columns import INT64, pack, unpack
+from baton_protos import execution_pb2, generation_pb2
+from baton_protos.columns import FLOAT32, INT64, pack, unpack
 
 VOCAB_SIZE = 512
+CACHED_TOKENS = 2  # of every prompt
+QUEUE_US = 1500
 
 
 def token_of(submit: pb.Submit, index: int) -> int:
@@ -24,12 +27,35 @@ def token_of(submit: pb.Submit, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") % VOCAB_SIZE
 
 
+def logprob_of(token_id: int) -> float:
+    """What the log probability of a sampled token is; the top ones have half of it, a third, and so on."""
+    return -1.0 - token_id / VOCAB_SIZE
+
+
+def top_ids_of(token_id: int, count: int) -> list[int]:
+    return [(token_id + offset) % VOCAB_SIZE for offset in range(count)]
+
+
+def logprob_columns(token_ids: list[int], count: int) -> execution_pb2.LogprobColumns:
+    tops = [top for token_id in token_ids for top in top_ids_of(token_id, count)]
+    values = [logprob_of(token_id) / (rank + 2) for token_id in token_ids for rank in range(count)]
+    return execution_pb2.LogprobColumns(
+        logprobs=pack(np.array([logprob_of(token_id) for token_id in token_ids], FLOAT32), FLOAT32),
+        ranks=pack([1 + token_id % 7 for token_id in token_ids]),
+        top_counts=pack([count] * len(token_ids)),
+        top_token_ids=pack(tops),
+        top_logprobs=pack(np.array(values, FLOAT32), FLOAT32),
+    )
+
+
 @dataclass
 class Running:
     peer: bytes
     submit: pb.Submit
     stop: frozenset[int]
     done: int = 0
+    held: bool = False
+    prompt_done: bool = False
 
 
 def default_limits() -> pb.Limits:
@@ -45,7 +71,10 @@ def default_limits() -> pb.Limits:
 
 @dataclass
 class FakeEngine:
-    """Runs on the test's event loop. ``peers`` are the api processes in the order in which they attached."""
+    """Runs on the test's event loop. ``peers`` are the api processes in the order in which they attached.
+
+    ``holds`` has a (handle, True) for every hold and a (handle, False) for every release.
+    """
 
     step_seconds: float = 0.002
     frames_per_step: int = 1
@@ -56,7 +85,9 @@ class FakeEngine:
     verdict: pb.FinishedRequest | None = None  # answer every request with this instead of tokens
     tokens_before_verdict: int = 0
     submits: list[pb.Submit] = field(default_factory=list)
+    best_effort_at: int | None = None  # index of the token from which on another executor goes on, by other kernels
     aborted: list[int] = field(default_factory=list)
+    holds: list[tuple[int, bool]] = field(default_factory=list)
     peers: list[bytes] = field(default_factory=list)
     running: dict[tuple[bytes, int], Running] = field(default_factory=dict)
 
@@ -111,6 +142,8 @@ class FakeEngine:
                     await self._submit(peer, message.submit)
                 case "abort":
                     await self._abort(peer, unpack(message.abort.handles, INT64).tolist())
+                case "hold":
+                    self._hold(peer, message.hold)
                 case "status":
                     executor = generation_pb2.ExecutorStatus(executor_id="fake", total_blocks=7)
                     status = pb.Status(query_id=message.status.query_id, queued_requests=3, executors=[executor])
@@ -125,7 +158,8 @@ class FakeEngine:
     async def _submit(self, peer: bytes, submit: pb.Submit) -> None:
         assert peer in self.peers
         self.submits.append(submit)
-        request = Running(peer, submit, frozenset(unpack(submit.sampling.stop_token_ids).tolist()))
+        resumed = len(unpack(submit.output_token_ids))
+        request = Running(peer, submit, frozenset(unpack(submit.sampling.stop_token_ids).tolist()), resumed)
         if self.verdict is None:
             self.running[peer, submit.handle] = request
             return
@@ -139,11 +173,18 @@ class FakeEngine:
     async def _abort(self, peer: bytes, handles: list[int]) -> None:
         self.aborted += handles
         ended = [
-            pb.FinishedRequest(handle=handle, outcome=pb.OUTCOME_ABORT)
+            pb.FinishedRequest(handle=handle, outcome=pb.OUTCOME_ABORT, cached_tokens=CACHED_TOKENS, queue_us=QUEUE_US)
             for handle in handles
             if self.running.pop((peer, handle), None)
         ]
         await self.send(peer, pb.FromEngine(outputs=pb.OutputBatch(finished=ended)))
+
+    def _hold(self, peer: bytes, hold: pb.Hold) -> None:
+        for column, held in ((hold.held, True), (hold.released, False)):
+            for handle in unpack(column, INT64).tolist():
+                self.holds.append((handle, held))
+                if (peer, handle) in self.running:
+                    self.running[peer, handle].held = held
 
     async def _heartbeat(self) -> None:
         while True:
@@ -155,24 +196,61 @@ class FakeEngine:
             await asyncio.sleep(self.step_seconds)
             for _ in range(0 if self.paused else self.frames_per_step):
                 for peer in self.peers:
-                    requests = [request for request in self.running.values() if request.peer == peer]
+                    mine = [request for request in self.running.values() if request.peer == peer]
+                    requests = [request for request in mine if not request.held]
                     if requests:
                         await self._outputs(peer, requests)
 
     async def _outputs(self, peer: bytes, requests: list[Running]) -> None:
+        moved = [request.submit.handle for request in requests if request.done == self.best_effort_at]
         tokens = [self.token(request.submit, request.done) for request in requests]
         finished = []
         for request, token in zip(requests, tokens, strict=True):
+            sampling = request.submit.sampling
+            stopped = token in request.stop and request.done >= sampling.min_tokens
             request.done += 1
-            stopped = token in request.stop
             if stopped or request.done == request.submit.max_tokens:
                 outcome = pb.OUTCOME_STOP if stopped else pb.OUTCOME_LENGTH
                 handle = request.submit.handle
-                finished.append(pb.FinishedRequest(handle=handle, outcome=outcome, cached_tokens=2))
+                finished.append(
+                    pb.FinishedRequest(
+                        handle=handle,
+                        outcome=outcome,
+                        cached_tokens=CACHED_TOKENS,
+                        queue_us=QUEUE_US,
+                        stop_token_id=token if stopped else 0,
+                    )
+                )
                 self.running.pop((peer, handle), None)
+        wanted = [i for i, request in enumerate(requests) if request.submit.sampling.HasField("num_logprobs")]
         batch = pb.OutputBatch(
             handles=pack([request.submit.handle for request in requests], INT64),
             token_ids=pack(tokens),
             finished=finished,
+            best_effort_handles=pack(moved, INT64),
+            prompt_logprobs=[part for request in requests for part in prompt_logprobs(request)],
         )
+        if wanted:
+            batch.logprob_indices = pack(wanted)
+            counts = {requests[i].submit.sampling.num_logprobs for i in wanted}
+            (count,) = counts  # requests of one test ask for the same
+            batch.logprobs.CopyFrom(logprob_columns([tokens[i] for i in wanted], count))
         await self.send(peer, pb.FromEngine(outputs=batch))
+
+
+def prompt_logprobs(request: Running) -> list[pb.PromptLogprobs]:
+    """In two parts, as from a prefill in two chunks, and before the first token."""
+    sampling = request.submit.sampling
+    if request.prompt_done or not sampling.HasField("num_prompt_logprobs"):
+        return []
+    request.prompt_done = True
+    ids = unpack(request.submit.prompt_token_ids).tolist()[1:]
+    middle = len(ids) // 2
+    handle = request.submit.handle
+    return [
+        pb.PromptLogprobs(
+            handle=handle, start_position=1 + start, logprobs=logprob_columns(part, sampling.num_prompt_logprobs)
+        )
+        for start, part in ((0, ids[:middle]), (middle, ids[middle:]))
+        if part
+    ]

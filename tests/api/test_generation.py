@@ -9,9 +9,9 @@ import pytest
 
 from baton_protos import engine_pb2
 from baton_protos import generation_pb2 as pb
-from baton_protos.columns import unpack
+from baton_protos.columns import FLOAT32, unpack
+from scheduler_service.api import intake
 from scheduler_service.api.checkpoint import load_checkpoint
-from scheduler_service.api.intake import Intake
 
 from .conftest import Serve, until
 from .fake_engine import FakeEngine, token_of
@@ -67,21 +67,66 @@ async def test_unary_equals_stream(stub: Any) -> None:
 
 
 async def test_submission_carries_everything(engine: FakeEngine, stub: Any) -> None:
-    sampling = pb.SamplingParams(temperature=0.5, top_k=9, top_p=0.25, seed=2**64 - 1)
-    stop = pb.StopConditions(max_tokens=3, stop_token_ids=[11, 2])
-    await stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6]), sampling=sampling, stop=stop))
+    sampling = pb.SamplingParams(
+        temperature=0.5,
+        top_k=9,
+        top_p=0.25,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        presence_penalty=2.0,
+        seed=2**64 - 1,
+        logit_bias={7: -100.0},
+        allowed_token_ids=[7, 8, 9, 2],
+        banned_token_ids=[8],
+    )
+    stop = pb.StopConditions(max_tokens=3, stop_token_ids=[11, 2], min_tokens=1)
+    output = pb.OutputOptions(logprobs=4, prompt_logprobs=0, logprob_kind=pb.LOGPROB_KIND_PROCESSED)
+    await stub.Generate(
+        pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=[5, 6]),
+            sampling=sampling,
+            stop=stop,
+            output=output,
+            priority=-3,
+            queue_timeout_ms=77,
+            cache_salt="salt",
+            tenant="us",
+        )
+    )
     submit = engine.submits[0]
     assert unpack(submit.prompt_token_ids).tolist() == [5, 6]
-    assert unpack(submit.sampling.stop_token_ids).tolist() == [2, 0, 11]  # the checkpoint's, then the caller's
-    assert (submit.sampling.temperature, submit.sampling.top_k, submit.sampling.top_p, submit.sampling.seed) == (0.5, 9, 0.25, 2**64 - 1)
+    assert (submit.max_tokens, submit.priority, submit.queue_timeout_ms) == (3, -3, 77)
+    sent = submit.sampling
+    assert unpack(sent.stop_token_ids).tolist() == [2, 0, 11]  # the checkpoint's, then the caller's
+    for name in (
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed"
+    ):  # fmt: skip
+        assert getattr(sent, name) == getattr(sampling, name)
+    assert (unpack(sent.bias_token_ids).tolist(), unpack(sent.bias_values, FLOAT32).tolist()) == ([7], [-100.0])
+    assert unpack(sent.allowed_token_ids).tolist() == [7, 8, 9, 2] and unpack(sent.banned_token_ids).tolist() == [8]
+    assert (sent.min_tokens, sent.num_logprobs, sent.processed_logprobs) == (1, 4, True)
+    assert sent.HasField("num_prompt_logprobs") and sent.num_prompt_logprobs == 0
+    assert len(submit.cache_salt) == 32
+
+
+async def test_cache_salts_differ_by_tenant_and_salt(engine: FakeEngine, stub: Any) -> None:
+    names = [("", ""), ("a", ""), ("", "a"), ("a", "b"), ("ab", ""), ("", "ab"), ("a", "b")]
+    for tenant, salt in names:
+        await stub.Generate(ask(max_tokens=1, tenant=tenant, cache_salt=salt))
+    salts = [submit.cache_salt for submit in engine.submits]
+    assert salts[0] == b"" and {len(salt) for salt in salts[1:]} == {32}
+    assert len(set(salts)) == len(set(names)) == len(names) - 1 and salts[3] == salts[6]
 
 
 async def test_defaults(engine: FakeEngine, stub: Any) -> None:
     engine.token = lambda submit, index: 2 if index == 30 else 40
     response = await stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6])))
     submit = engine.submits[0]
-    assert (submit.sampling.temperature, submit.sampling.top_k, submit.sampling.top_p, submit.max_tokens) == (1.0, 0, 1.0, 998)
-    assert response.seed == submit.sampling.seed
+    sent = submit.sampling
+    assert (sent.temperature, sent.top_k, sent.top_p, sent.repetition_penalty, submit.max_tokens) == (1, 0, 1, 1, 998)
+    assert not sent.HasField("num_logprobs") and not sent.HasField("num_prompt_logprobs")
+    assert response.seed == sent.seed
     assert response.samples[0].finish_reason == pb.FINISH_REASON_STOP
     assert response.samples[0].token_ids[-1] == 2 and "<|im_end|>" not in response.samples[0].text
     again = await stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6])))
@@ -203,7 +248,7 @@ async def test_a_failing_request_hurts_nobody_else(
     neighbour = asyncio.ensure_future(stub.Generate(ask(max_tokens=100)))
     await until(lambda: engine.submits)
     with monkeypatch.context() as patch:
-        patch.setattr(Intake, "_detokenizer", lambda *_: 1 / 0)
+        patch.setattr(intake, "RunningRequest", lambda *_: 1 / 0)
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await stub.Generate(ask())
     assert error.value.code() == grpc.StatusCode.INTERNAL

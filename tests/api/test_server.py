@@ -58,7 +58,13 @@ async def test_reflection(serve: Serve) -> None:
     asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
     (answer,) = [answer async for answer in stub.ServerReflectionInfo(iter(asked))]
     names = {service.name for service in answer.list_services_response.service}
-    assert names == {"baton.v1.Generation", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {
+        "baton.v1.Admin",
+        "baton.v1.Generation",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    }
 
 
 async def ends_with(call: Any, code: grpc.StatusCode) -> None:

@@ -1,0 +1,1 @@
+"""The protocol of vLLM's engine servers, for gateways that speak it: smg, and Kubernetes' inference extension."""
