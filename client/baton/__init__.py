@@ -7,12 +7,15 @@ of its own.
 from baton.aio import AsyncClient, AsyncStream
 from baton.client import Client, PendingCompletion, Stream
 from baton.cluster_options import ClusterOptions
+from baton.credentials import Credentials
 from baton.errors import (
     BatchError,
     BatonError,
     ClusterError,
     ConnectFailedError,
+    CredentialsError,
     DeadlineExceededError,
+    ExecutorNotFoundError,
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
@@ -20,20 +23,28 @@ from baton.errors import (
     RequestCancelledError,
     RequestExistsError,
     RequestFailedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from baton.llm import LLM
 from baton.local_cluster import LocalCluster
+from baton.options import GenerateOptions
 from baton.sampling import SamplingParams
+from baton.stream_log import ResumePolicy
 from baton.values import (
     ChatMessage,
     ClusterStatus,
     Completion,
     Delta,
+    ExecutorState,
     ExecutorStatus,
     FinishReason,
     ModelInfo,
     Prompt,
+    Sample,
+    Timings,
+    TokenLogprobs,
+    TopToken,
     Usage,
 )
 
@@ -50,10 +61,15 @@ __all__ = [
     "ClusterStatus",
     "Completion",
     "ConnectFailedError",
+    "Credentials",
+    "CredentialsError",
     "DeadlineExceededError",
     "Delta",
+    "ExecutorNotFoundError",
+    "ExecutorState",
     "ExecutorStatus",
     "FinishReason",
+    "GenerateOptions",
     "InvalidRequestError",
     "LocalCluster",
     "ModelInfo",
@@ -65,8 +81,14 @@ __all__ = [
     "RequestCancelledError",
     "RequestExistsError",
     "RequestFailedError",
+    "ResumePolicy",
+    "Sample",
     "SamplingParams",
     "Stream",
+    "Timings",
+    "TokenLogprobs",
+    "TopToken",
+    "UnauthenticatedError",
     "UnavailableError",
     "Usage",
 ]

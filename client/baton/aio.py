@@ -9,13 +9,16 @@ from typing import Any, Self, Unpack
 import grpc
 
 from baton import messages
-from baton.channel import HEALTH_METHOD, HEALTH_REQUEST, HEALTH_SERVING, channel_options
+from baton.channel import HEALTH_REQUEST, HEALTH_SERVING, open_aio_channel
+from baton.credentials import Credentials
+from baton.endpoints import Endpoint, Endpoints, parse_targets
 from baton.errors import DeadlineExceededError, RequestCancelledError, UnavailableError, error_from_call
 from baton.folding import StreamFolder
-from baton.messages import GenerateOptions
+from baton.options import GenerateOptions
+from baton.resume import AsyncResumingCall
+from baton.stream_log import DEFAULT_POLICY, ResumePolicy
 from baton.values import ChatMessage, ClusterStatus, Completion, Delta, ModelInfo, Prompt
 from baton_protos import generation_pb2 as pb
-from baton_protos.generation_pb2_grpc import GenerationStub
 
 _POLL_SECONDS = 0.1
 
@@ -27,10 +30,14 @@ class AsyncStream(AsyncIterator[Delta]):
     reference, or by cancelling the task that waits for the next delta.
     """
 
-    def __init__(self, call: Any, target: str) -> None:
+    def __init__(self, call: AsyncResumingCall) -> None:
         self._call = call
-        self._target = target
         self._folder = StreamFolder()
+
+    @property
+    def interruptions(self) -> int:
+        """How often the stream broke and was taken up again, on the same scheduler or another."""
+        return self._call.interruptions
 
     @property
     def request_id(self) -> str:
@@ -63,14 +70,12 @@ class AsyncStream(AsyncIterator[Delta]):
 
         Raises:
             StopAsyncIteration: the request has ended; ``completion`` is there.
-            BatonError: the request failed, the connection was lost, or the stream was closed.
+            BatonError: the request failed, its connection was lost for good, or the stream was closed.
         """
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
                 if (delta := self._folder.add(response)) is not None:
                     return delta
-        except grpc.RpcError as error:
-            raise error_from_call(error, self._target) from error
         except asyncio.CancelledError:
             if _cancelled_by_caller():
                 self.close()
@@ -92,33 +97,56 @@ class AsyncStream(AsyncIterator[Delta]):
 
 
 class AsyncClient:
-    """Talks to a Baton scheduler from an event loop; the asyncio twin of ``Client``, with the same errors.
+    """Talks to Baton schedulers from an event loop; the asyncio twin of ``Client``, with the same errors.
 
     Args:
-        target: the scheduler's gRPC address, ``"host:port"``.
+        target: the schedulers' gRPC addresses: ``"host:port"``, several separated by commas, or a list.
+        credentials: what the scheduler asks for; default: ``Credentials.from_environment()``.
+        resume: how hard to try to take up a broken stream again.
+
+    Raises:
+        CredentialsError: the credentials cannot be used.
     """
 
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self._connection: tuple[Any, Any] | None = None
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        credentials: Credentials | None = None,
+        resume: ResumePolicy = DEFAULT_POLICY,
+    ) -> None:
+        self._resume = resume
+        self._targets = parse_targets(target)
+        self.target = ",".join(self._targets)
+        self._credentials = Credentials.from_environment() if credentials is None else credentials
+        for one in self._targets:
+            self._credentials.metadata(one)  # raises what is wrong now
+        self._connected: Endpoints | None = None
 
     async def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Completion:
         """Runs a request to its end; see ``Client.generate``."""
-        request = messages.generate_request(prompt, **options)
-        return messages.completion(await self._call(self._stub.Generate, request, timeout))
+        return await self.stream(prompt, timeout=timeout, **options).result()
 
     def stream(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
         """Like ``generate``, but returns at once and yields the output as it comes. Needs a running event loop."""
         request = messages.generate_request(prompt, **options)
-        return AsyncStream(self._stub.GenerateStream(request, timeout=timeout), self.target)
+        return AsyncStream(AsyncResumingCall(self._endpoints, request, timeout, self._resume))
 
     async def abort(self, *request_ids: str, timeout: float | None = None) -> None:
         """Ends running requests; they finish with ``FinishReason.ABORT``. Unknown ids are ignored."""
-        await self._call(self._stub.Abort, pb.AbortRequest(request_ids=request_ids), timeout)
+        request = pb.AbortRequest(request_ids=request_ids)
+        failures = []
+        for endpoint in self._endpoints:  # who has the requests is not known here
+            try:
+                await _ask(endpoint, endpoint.stub.Abort, request, timeout)
+            except UnavailableError as error:
+                failures.append(error)
+        if len(failures) == len(self._endpoints):
+            raise failures[0]
 
     async def tokenize(
         self,
@@ -127,47 +155,48 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> tuple[int, ...]:
         """The token ids of a text or a conversation."""
-        return tuple((await self._call(self._stub.Tokenize, messages.tokenize_request(prompt), timeout)).token_ids)
+        return tuple((await self._call("Tokenize", messages.tokenize_request(prompt), timeout)).token_ids)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, timeout: float | None = None
     ) -> str:
         """The text of token ids."""
         request = messages.detokenize_request(token_ids, skip_special_tokens)
-        return str((await self._call(self._stub.Detokenize, request, timeout)).text)
+        return str((await self._call("Detokenize", request, timeout)).text)
 
     async def model_info(self, *, timeout: float | None = None) -> ModelInfo:
         """The served model."""
-        return messages.model_info(await self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout))
+        return messages.model_info(await self._call("GetModelInfo", pb.GetModelInfoRequest(), timeout))
 
     async def cluster_status(self, *, timeout: float | None = None) -> ClusterStatus:
         """The scheduler's view of its executors and queues."""
         request = pb.GetClusterStatusRequest()
-        return messages.cluster_status(await self._call(self._stub.GetClusterStatus, request, timeout))
+        return messages.cluster_status(await self._call("GetClusterStatus", request, timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
-        """Returns once the scheduler serves: it is up and has an executor.
+        """Returns once a scheduler serves: it is up and has an executor.
 
         Raises:
             UnavailableError: not within ``timeout`` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        health = self._channel.unary_unary(HEALTH_METHOD)
+        reason = ""
         while True:
-            try:
-                if await self._call(health, HEALTH_REQUEST, 1.0) == HEALTH_SERVING:
-                    return
-                reason = "it has no executor that is ready"
-            except (UnavailableError, DeadlineExceededError) as error:
-                reason = error.message
+            for endpoint in self._endpoints:
+                try:
+                    if await _ask(endpoint, endpoint.health, HEALTH_REQUEST, 1.0) == HEALTH_SERVING:
+                        return
+                    reason = "it has no executor that is ready"
+                except (UnavailableError, DeadlineExceededError) as error:
+                    reason = error.message
             if deadline is not None and time.monotonic() >= deadline:
                 raise UnavailableError(f"{self.target} is not ready after {timeout:g} s: {reason}")
             await asyncio.sleep(_POLL_SECONDS)
 
     async def close(self) -> None:
         """Ends the connection and every stream on it."""
-        if self._connection is not None:
-            await self._channel.close()
+        for endpoint in self._connected or ():
+            await endpoint.channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,29 +207,36 @@ class AsyncClient:
         await self.close()
 
     @property
-    def _channel(self) -> Any:
-        return self._connect()[0]
-
-    @property
-    def _stub(self) -> Any:
-        return self._connect()[1]
-
-    def _connect(self) -> tuple[Any, Any]:
+    def _endpoints(self) -> Endpoints:
         # Not in the constructor: a channel belongs to the event loop it was made in.
-        if self._connection is None:
-            channel = grpc.aio.insecure_channel(self.target, options=channel_options())
-            self._connection = (channel, GenerationStub(channel))  # type: ignore[no-untyped-call]
-        return self._connection
+        if self._connected is None:
+            self._connected = Endpoints(self._targets, self._credentials, open_aio_channel)
+        return self._connected
 
-    async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
-        try:
-            return await method(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise error_from_call(error, self.target) from error
-        except asyncio.CancelledError:
-            if _cancelled_by_caller():
-                raise
-            raise RequestCancelledError("the client was closed") from None
+    async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
+        """The answer of the first scheduler that can be reached."""
+        unreachable: UnavailableError | None = None
+        for endpoint in self._endpoints.preferred():
+            try:
+                result = await _ask(endpoint, getattr(endpoint.stub, method), request, timeout)
+            except UnavailableError as error:
+                unreachable = unreachable or error
+                continue
+            self._endpoints.mark_good(endpoint)
+            return result
+        assert unreachable is not None
+        raise unreachable
+
+
+async def _ask(endpoint: Endpoint, method: Any, request: Any, timeout: float | None) -> Any:
+    try:
+        return await method(request, timeout=timeout, metadata=endpoint.metadata)
+    except grpc.RpcError as error:
+        raise error_from_call(error, endpoint.target) from error
+    except asyncio.CancelledError:
+        if _cancelled_by_caller():
+            raise
+        raise RequestCancelledError("the client was closed") from None
 
 
 def _cancelled_by_caller() -> bool:

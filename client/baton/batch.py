@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from baton.client import Client, PendingCompletion
 from baton.errors import BatonError, OverloadedError
-from baton.messages import GenerateOptions
+from baton.options import GenerateOptions
 from baton.values import Completion, Prompt
 
 # How a request ended: with its completion, or with the error that the client would have raised.

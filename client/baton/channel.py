@@ -2,6 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from baton.credentials import Credentials
 
 SERVICE = "baton.v1.Generation"
 # The standard health service, spoken in raw bytes: a request for the whole server ("") is an empty message, and the
@@ -11,11 +16,13 @@ HEALTH_REQUEST = b""
 HEALTH_SERVING = b"\x08\x01"
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_RETRIED_METHODS = ("Generate", "Abort", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterStatus")
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": SERVICE}],
-            # gRPC retries only while nothing of an answer has arrived, so no token is ever repeated.
+            # Streams are not among them: the client itself takes those up again, elsewhere if need be.
+            "name": [{"service": SERVICE, "method": method} for method in _RETRIED_METHODS],
+            # gRPC retries only while nothing of an answer has arrived.
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -26,6 +33,29 @@ _SERVICE_CONFIG = {
         }
     ]
 }
+
+
+def open_channel(target: str, credentials: Credentials) -> Any:
+    """A synchronous channel.
+
+    Raises:
+        CredentialsError: the credentials' files cannot be used.
+    """
+    if not credentials.encrypts:
+        return grpc.insecure_channel(target, options=channel_options())
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*credentials.read()), options=channel_options())
+
+
+def open_aio_channel(target: str, credentials: Credentials) -> Any:
+    """A channel of the running event loop.
+
+    Raises:
+        CredentialsError: the credentials' files cannot be used.
+    """
+    if not credentials.encrypts:
+        return grpc.aio.insecure_channel(target, options=channel_options())
+    tls = grpc.ssl_channel_credentials(*credentials.read())
+    return grpc.aio.secure_channel(target, tls, options=channel_options())
 
 
 def channel_options() -> Sequence[tuple[str, int | str]]:

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from baton.credentials import Credentials
 
 HOST = "127.0.0.1"
 # Less than what the launcher waits before it kills: a Ctrl-C is answered within 5 s whatever is running.
@@ -29,6 +31,7 @@ class ClusterOptions:
         log_dir: directory for one log file per process; default: the reporter gets their lines.
         scheduler_arguments: further flags for the scheduler.
         executor_arguments: further flags for every executor.
+        credentials: what clients need where those flags ask them for something.
     """
 
     model: Path
@@ -45,6 +48,7 @@ class ClusterOptions:
     log_dir: Path | None = None
     scheduler_arguments: Sequence[str] = ()
     executor_arguments: Sequence[str] = ()
+    credentials: Credentials = field(default_factory=Credentials)
 
     def scheduler_command(self) -> list[str]:
         """Module and flags of the scheduler."""

@@ -14,6 +14,12 @@ _DETAILS_KEY = "grpc-status-details-bin"
 # later does not help.
 _TOO_LARGE = "larger than max"
 _NOBODY_LISTENS = "failed to connect to all addresses"
+_NO_SECURE_CONNECTION = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by a CA that is trusted here",
+    "Hostname Verification": "its certificate is for another host",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+    "Socket closed": "it hung up, as schedulers do that ask for TLS, or for a certificate",
+}
 
 
 class BatonError(Exception):
@@ -42,8 +48,20 @@ class InvalidRequestError(BatonError, ValueError):
         self.field = field
 
 
+class CredentialsError(BatonError, ValueError):
+    """What the client has to prove itself with cannot be used."""
+
+
+class UnauthenticatedError(BatonError):
+    """The cluster asks for a token, and this was none, or not a valid one."""
+
+
 class ModelNotFoundError(BatonError, LookupError):
     """The cluster does not serve the model that was asked for."""
+
+
+class ExecutorNotFoundError(BatonError, LookupError):
+    """The cluster has no executor of this name."""
 
 
 class RequestExistsError(BatonError):
@@ -121,6 +139,7 @@ class FailedCall(Protocol):
 _BY_CODE: dict[grpc.StatusCode, type[BatonError]] = {
     grpc.StatusCode.NOT_FOUND: ModelNotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: RequestExistsError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.CANCELLED: RequestCancelledError,
 }
@@ -139,6 +158,9 @@ def error_from_call(call: FailedCall, target: str) -> BatonError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadedError(message, retry_after=_retry_after(details), code=code.name)
     if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NOBODY_LISTENS):
+        for words, meaning in _NO_SECURE_CONNECTION.items():
+            if words in message:
+                return UnavailableError(f"no connection to {target}: {meaning}", code=code.name)
         return ConnectFailedError(f"cannot connect to {target}: {message.rpartition(': ')[2]}", code=code.name)
     if code is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(message, retry_after=_retry_after(details), code=code.name)

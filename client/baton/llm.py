@@ -78,7 +78,7 @@ class LLM:
             self._cluster.start()
         finally:
             reporter.finish_progress()
-        self._client = Client(self._cluster.address)
+        self._client = Client(self._cluster.address, credentials=options.credentials)
         rows = sum(executor.max_rows for executor in self._client.cluster_status().executors)
         self._in_flight = _REQUESTS_PER_ROW * max(1, rows)
 

@@ -25,12 +25,7 @@ _EXECUTOR_GRACE_SECONDS = 1.2  # they go after the scheduler and own nothing; ev
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 10.0
 _HEALTHY_SECONDS = 60.0
-_ENVIRONMENT = {
-    "PYTHONUNBUFFERED": "1",
-    # Executors share the cores with each other, the scheduler and the clients. Threads that spin while they wait for
-    # their siblings then spend the very time slices those siblings need: measured 20 times slower on a busy machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 _LISTENING = re.compile(r"listening: grpc (?P<grpc>\S+) executors (?P<executors>\S+)")
 
 
@@ -189,7 +184,7 @@ class LocalCluster:
             self._go_on_waiting("starting the scheduler")
         for place in self._places:
             self._start_executor(place)
-        with Client(self._endpoints.grpc) as client:
+        with Client(self._endpoints.grpc, credentials=self._options.credentials) as client:
             while (ready := _ready_executors(client)) < len(self._places):
                 self._go_on_waiting(f"loading the model: {ready} of {len(self._places)} executors ready")
             while not _serves(client):

@@ -2,17 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TypedDict
+from typing import Unpack
 
 from baton.errors import InvalidRequestError, ProtocolError
+from baton.options import GenerateOptions, fill, fill_options
 from baton.values import (
     ChatMessage,
     ClusterStatus,
     Completion,
+    ExecutorState,
     ExecutorStatus,
     FinishReason,
     ModelInfo,
     Prompt,
+    Sample,
+    Timings,
+    TokenLogprobs,
+    TopToken,
     Usage,
 )
 from baton_protos import generation_pb2 as pb
@@ -21,65 +27,26 @@ _FINISH_REASONS = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     pb.FINISH_REASON_ABORT: FinishReason.ABORT,
+    pb.FINISH_REASON_DEADLINE: FinishReason.DEADLINE,
+}
+
+_EXECUTOR_STATES = {
+    pb.EXECUTOR_STATE_SERVING: ExecutorState.SERVING,
+    pb.EXECUTOR_STATE_PAUSED: ExecutorState.PAUSED,
+    pb.EXECUTOR_STATE_DRAINING: ExecutorState.DRAINING,
 }
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Everything of a request but its prompt; what is left out is the cluster's choice.
-
-    Keys:
-        max_tokens: most tokens to generate; default: as many as the context and the cluster's memory allow.
-        temperature: 0 = greedy; default 1.
-        top_k: sample among the k most likely tokens; default 0 = all.
-        top_p: sample among the most likely tokens that together reach this probability, in (0, 1]; default 1.
-        seed: same seed, same request: same tokens; default: drawn by the scheduler, and returned.
-        stop_token_ids: end at these ids too, at most 16.
-        ignore_eos: go on past the checkpoint's end-of-sequence ids.
-        request_id: a name for ``abort`` and logs, at most 128 characters; default: drawn by the scheduler.
-        model: the name of the served model, to be sure of it; default: whichever is served.
-    """
-
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    request_id: str
-    model: str
-
-
-def generate_request(
-    prompt: Prompt,
-    *,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop_token_ids: Sequence[int] = (),
-    ignore_eos: bool = False,
-    request_id: str = "",
-    model: str = "",
-) -> pb.GenerateRequest:
+def generate_request(prompt: Prompt, **options: Unpack[GenerateOptions]) -> pb.GenerateRequest:
     """Builds the request; for the options see ``GenerateOptions``.
 
     Raises:
         InvalidRequestError: a value does not fit its field, such as a negative token id; the cluster checks the rest.
+        TypeError: there is no such option.
     """
     request = pb.GenerateRequest()
-    _fill("request_id", request, "request_id", request_id)
-    _fill("model", request, "model", model)
     _set_prompt(request, prompt)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    for name, value in sampling.items():
-        if value is not None:
-            _fill(f"sampling.{name}", request.sampling, name, value)
-    if max_tokens is not None:
-        _fill("stop.max_tokens", request.stop, "max_tokens", max_tokens)
-    _extend("stop.stop_token_ids", request.stop.stop_token_ids, stop_token_ids)
-    _fill("stop.ignore_eos", request.stop, "ignore_eos", ignore_eos)
+    fill_options(request, options)
     return request
 
 
@@ -87,7 +54,7 @@ def tokenize_request(prompt: str | Sequence[ChatMessage] | Sequence[Mapping[str,
     """Raises InvalidRequestError for anything but text or chat messages."""
     request = pb.TokenizeRequest()
     if isinstance(prompt, str):
-        _fill("text", request, "text", prompt)
+        fill(request, "text", prompt)
     else:
         request.chat.CopyFrom(_chat(prompt))
     return request
@@ -96,24 +63,22 @@ def tokenize_request(prompt: str | Sequence[ChatMessage] | Sequence[Mapping[str,
 def detokenize_request(token_ids: Sequence[int], skip_special_tokens: bool) -> pb.DetokenizeRequest:
     """Raises InvalidRequestError for ids that are no token ids."""
     request = pb.DetokenizeRequest(skip_special_tokens=skip_special_tokens)
-    _extend("token_ids", request.token_ids, token_ids)
+    fill(request, "token_ids", token_ids)
     return request
 
 
 def completion(response: pb.GenerateResponse) -> Completion:
-    """Raises ProtocolError when the answer lacks its one sample."""
-    if len(response.samples) != 1:
-        raise ProtocolError(f"expected one sample, the answer has {len(response.samples)}")
-    sample = response.samples[0]
+    """Raises ProtocolError when the answer lacks its samples."""
+    if [one.index for one in response.samples] != list(range(len(response.samples))) or not response.samples:
+        raise ProtocolError(f"the answer has samples {[one.index for one in response.samples]}")
     return Completion(
-        text=sample.text,
-        token_ids=tuple(sample.token_ids),
-        finish_reason=finish_reason(sample.finish_reason),
+        samples=tuple(_sample(one) for one in response.samples),
         usage=usage(response.usage),
         prompt_token_ids=tuple(response.prompt_token_ids),
         seed=response.seed,
         request_id=response.request_id,
         model_fingerprint=response.model_fingerprint,
+        prompt_logprobs=logprobs(response.prompt_logprobs),
     )
 
 
@@ -127,6 +92,30 @@ def finish_reason(value: pb.FinishReason) -> FinishReason:
 
 def usage(message: pb.Usage) -> Usage:
     return Usage(message.prompt_tokens, message.cached_tokens, message.completion_tokens)
+
+
+def logprobs(messages: Sequence[pb.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    """Raises ProtocolError where the most likely tokens' columns differ in length."""
+    return tuple(_token_logprobs(message) for message in messages)
+
+
+def stop_reason(message: pb.Sample | pb.StreamEnd) -> tuple[str | None, int | None]:
+    """The stop string or the stop token that ended a sample."""
+    match message.WhichOneof("matched_stop"):
+        case "stop_string":
+            return message.stop_string, None
+        case "stop_token_id":
+            return None, message.stop_token_id
+        case _:
+            return None, None
+
+
+def timings(message: pb.Sample | pb.StreamEnd) -> Timings | None:
+    """None where there are none."""
+    if not message.HasField("timings"):
+        return None
+    sent = message.timings
+    return Timings(sent.queue_us, sent.first_token_us, sent.total_us, tuple(sent.batch_us), tuple(sent.batch_tokens))
 
 
 def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
@@ -143,19 +132,50 @@ def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
 
 
 def cluster_status(response: pb.GetClusterStatusResponse) -> ClusterStatus:
-    names = [field.name for field in fields(ExecutorStatus)]
-    executors = tuple(ExecutorStatus(**{name: getattr(one, name) for name in names}) for one in response.executors)
+    executors = tuple(_executor_status(one) for one in response.executors)
     return ClusterStatus(response.scheduler_id, response.queued_requests, executors)
+
+
+def _executor_status(status: pb.ExecutorStatus) -> ExecutorStatus:
+    numbers = {field.name: getattr(status, field.name) for field in fields(ExecutorStatus) if field.name != "state"}
+    return ExecutorStatus(**numbers, state=_EXECUTOR_STATES.get(status.state, ExecutorState.SERVING))
+
+
+def _sample(sample: pb.Sample) -> Sample:
+    stop_string, stop_token_id = stop_reason(sample)
+    return Sample(
+        index=sample.index,
+        text=sample.text,
+        token_ids=tuple(sample.token_ids),
+        finish_reason=finish_reason(sample.finish_reason),
+        seed=sample.seed,
+        logprobs=logprobs(sample.logprobs),
+        cumulative_logprob=sample.cumulative_logprob if sample.logprobs else None,
+        stop_string=stop_string,
+        stop_token_id=stop_token_id,
+        timings=timings(sample),
+    )
+
+
+def _token_logprobs(message: pb.TokenLogprobs) -> TokenLogprobs:
+    texts = message.top_texts or [""] * len(message.top_token_ids)
+    try:
+        top = zip(message.top_token_ids, message.top_logprobs, texts, strict=True)
+        return TokenLogprobs(
+            message.token_id, message.logprob, message.rank, message.text, tuple(TopToken(*one) for one in top)
+        )
+    except ValueError:
+        raise ProtocolError("columns of log probabilities differ in length") from None
 
 
 def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
     if isinstance(prompt, str):
-        _fill("text", request, "text", prompt)
+        fill(request, "text", prompt)
     elif len(prompt) > 0 and all(isinstance(turn, (ChatMessage, Mapping)) for turn in prompt):
         request.chat.CopyFrom(_chat(prompt))
     else:
         request.token_ids.SetInParent()  # an empty list of ids is still a list of ids
-        _extend("token_ids", request.token_ids.ids, prompt)
+        fill(request, "token_ids.ids", prompt, blame="token_ids")
 
 
 def _chat(turns: Sequence[object]) -> pb.ChatMessages:
@@ -168,24 +188,8 @@ def _chat(turns: Sequence[object]) -> pb.ChatMessages:
         else:
             raise InvalidRequestError(f"message {index} needs exactly a role and a content, got {turn!r}", field="chat")
         message = chat.messages.add()
-        _fill("chat", message, "role", role)
-        _fill("chat", message, "content", content)
+        try:
+            message.role, message.content = role, content
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"chat: message {index}: {str(error).splitlines()[0]}", field="chat") from error
     return chat
-
-
-def _fill(field: str, message: object, name: str, value: object) -> None:
-    try:
-        setattr(message, name, value)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"{field}: {_reason(error)}", field=field) from error
-
-
-def _extend(field: str, repeated: object, values: object) -> None:
-    try:
-        repeated.extend(values)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"{field}: {_reason(error)}", field=field) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -12,9 +12,17 @@ _REFRESH_PER_SECOND = 4  # drawing must not cost what the model needs
 
 @contextmanager
 def batch_progress(total: int, shown: bool | None = None) -> Iterator[Callable[[Outcome], None]]:
-    """Shows how many of ``total`` requests have ended, and tokens per second; gives what to call with each outcome.
+    """Like ``request_progress``; gives what to call with each outcome."""
+    with request_progress(total, shown) as advance:
+        yield lambda outcome: advance(outcome.usage.completion_tokens if isinstance(outcome, Completion) else 0)
+
+
+@contextmanager
+def request_progress(total: int | None, shown: bool | None = None) -> Iterator[Callable[[int], None]]:
+    """Shows how many requests have ended, and tokens per second; gives what to call with the tokens of each.
 
     Args:
+        total: how many there will be; None = nobody knows.
         shown: None = if stderr is a terminal.
     """
     if not (sys.stderr.isatty() if shown is None else shown):
@@ -49,10 +57,9 @@ def batch_progress(total: int, shown: bool | None = None) -> Iterator[Callable[[
         task = bar.add_task("", total=total, speed="- tokens/s")
         tokens = 0
 
-        def advance(outcome: Outcome) -> None:
+        def advance(new_tokens: int) -> None:
             nonlocal tokens
-            if isinstance(outcome, Completion):
-                tokens += outcome.usage.completion_tokens
+            tokens += new_tokens
             elapsed = bar.tasks[task].elapsed or 0.0
             bar.update(task, advance=1, speed=f"{tokens / elapsed:.0f} tokens/s" if elapsed else "- tokens/s")
 

@@ -1,35 +1,48 @@
 """How tokens are chosen and when a request ends, as one value that several requests share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import cast
+from typing import Any, cast
 
-from baton.messages import GenerateOptions
+from baton.options import GenerateOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Sampling and stop conditions for ``LLM``; clients take the same as keywords: ``**params.options()``.
+    """Sampling, stop conditions and log probabilities for ``LLM``; clients take the same as keywords:
+    ``**params.options()``.
 
-    The cluster checks the values, so that there is one set of rules for all callers.
-
-    Attributes:
-        temperature: 0 = greedy; default 1.
-        top_k: sample among the k most likely tokens; default 0 = all.
-        top_p: sample among the most likely tokens that together reach this probability, in (0, 1]; default 1.
-        seed: same seed, same prompt: same tokens; default: drawn for each request, and returned.
-        max_tokens: most tokens to generate; default: as many as the context and the cluster's memory allow.
-        stop_token_ids: end at these ids too, at most 16.
-        ignore_eos: go on past the checkpoint's end-of-sequence ids.
+    What each of them means, and its default, is said at ``GenerateOptions``. The cluster checks the values, so that
+    there is one set of rules for all callers.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    banned_token_ids: Sequence[int] | None = None
+    json_schema: str | Mapping[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: str | Sequence[str] | None = None
+    grammar: str | None = None
     seed: int | None = None
+    n: int | None = None
     max_tokens: int | None = None
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
+    min_tokens: int | None = None
+    stop: str | Sequence[str] | None = None
+    include_stop: bool | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    processed_logprobs: bool | None = None
+    skip_special_tokens: bool | None = None
 
     def options(self) -> GenerateOptions:
         """The same as keywords of ``Client.generate`` and ``Client.stream``."""

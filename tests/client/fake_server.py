@@ -28,15 +28,19 @@ def start(**fields: Any) -> pb.GenerateStreamResponse:
     return pb.GenerateStreamResponse(start=pb.StreamStart(**{**values, **fields}))
 
 
-def chunk(token_index: int, token_ids: Sequence[int], text: str, text_offset: int) -> pb.GenerateStreamResponse:
+def chunk(
+    token_index: int, token_ids: Sequence[int], text: str, text_offset: int, **fields: Any
+) -> pb.GenerateStreamResponse:
     return pb.GenerateStreamResponse(
-        chunk=pb.StreamChunk(token_index=token_index, token_ids=token_ids, text=text, text_offset=text_offset)
+        chunk=pb.StreamChunk(token_index=token_index, token_ids=token_ids, text=text, text_offset=text_offset, **fields)
     )
 
 
-def end(completion_tokens: int, reason: pb.FinishReason = pb.FINISH_REASON_LENGTH) -> pb.GenerateStreamResponse:
+def end(
+    completion_tokens: int, reason: pb.FinishReason = pb.FINISH_REASON_LENGTH, **fields: Any
+) -> pb.GenerateStreamResponse:
     usage = pb.Usage(prompt_tokens=2, cached_tokens=1, completion_tokens=completion_tokens)
-    return pb.GenerateStreamResponse(end=pb.StreamEnd(finish_reason=reason, usage=usage))
+    return pb.GenerateStreamResponse(end=pb.StreamEnd(finish_reason=reason, usage=usage, **fields))
 
 
 def failure(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Status:
@@ -51,6 +55,7 @@ class FakeServer:
 
     Attributes:
         stream: the steps of the next GenerateStream calls.
+        script: if set, says the steps of each call instead.
         answer: what Generate answers, the status it ends with, SILENCE, or a function of the request that says.
         model: what GetModelInfo answers.
         most_running: most calls of Generate at a time.
@@ -61,6 +66,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.stream: list[Step] = []
+        self.script: Callable[[pb.GenerateRequest], Sequence[Step]] | None = None
         self.answer: Answer | Callable[[pb.GenerateRequest], Answer] = pb.GenerateResponse()
         self.model = pb.GetModelInfoResponse(model="fake", vocab_size=512, eos_token_ids=[3], architectures=["Fake"])
         self.running = self.most_running = 0
@@ -121,7 +127,7 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         await self._begin(request, context)
         try:
-            for step in self._fake.stream:
+            for step in self._fake.script(request) if self._fake.script is not None else self._fake.stream:
                 if isinstance(step, pb.GenerateStreamResponse):
                     await context.write(step)
                 elif step == SILENCE:
@@ -155,7 +161,13 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
 
     async def GetClusterStatus(self, request: pb.GetClusterStatusRequest, context: Any) -> pb.GetClusterStatusResponse:
         executor = pb.ExecutorStatus(
-            executor_id="executor-0", device="cpu", max_rows=256, total_blocks=100, used_blocks=25, free_blocks=75
+            executor_id="executor-0",
+            epoch=1,
+            device="cpu",
+            max_rows=256,
+            total_blocks=100,
+            used_blocks=25,
+            free_blocks=75,
         )
         return pb.GetClusterStatusResponse(scheduler_id="s", queued_requests=4, executors=[executor])
 

@@ -34,8 +34,7 @@ async def cancelled(server: FakeServer) -> bool:
 
 
 async def test_generate(server: FakeServer, aclient: AsyncClient) -> None:
-    sample = pb.Sample(text="hello", token_ids=[4, 5], finish_reason=pb.FINISH_REASON_STOP)
-    server.answer = pb.GenerateResponse(samples=[sample])
+    server.stream = [start(), chunk(0, [4, 5], "hello", 0), end(2, pb.FINISH_REASON_STOP)]
     assert (await aclient.generate("hi", seed=1)).text == "hello"
     assert server.requests[0].sampling.seed == 1
 

@@ -11,7 +11,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from baton import Client, Completion, InvalidRequestError, RequestCancelledError, SamplingParams
 from baton.batch import BatchRequest, Outcome, run_batch
-from baton.messages import GenerateOptions
+from baton.options import GenerateOptions
 from baton_protos import generation_pb2 as pb
 from tests.client.fake_server import SILENCE, Answer, FakeServer, failure
 
@@ -119,11 +119,11 @@ def test_a_submitted_request_that_is_dropped_is_cancelled(server: FakeServer, cl
 
 
 def test_sampling_params_are_the_keywords_of_the_client(server: FakeServer, client: Client) -> None:
-    assert {*SamplingParams().options(), "request_id", "model"} == set(GenerateOptions.__annotations__)
-    params = SamplingParams(temperature=0.0, top_k=3, max_tokens=9, stop_token_ids=[4], ignore_eos=True)
-    client.generate("a", **params.options())
-    client.generate("a", temperature=0.0, top_k=3, max_tokens=9, stop_token_ids=[4], ignore_eos=True)
-    client.generate("a", **SamplingParams().options())
+    assert set(SamplingParams().options()) < set(GenerateOptions.__annotations__)
+    params = SamplingParams(temperature=0.0, top_k=3, max_tokens=9, stop_token_ids=[4], ignore_eos=True, stop="end")
+    client.submit("a", **params.options()).result()
+    client.submit("a", temperature=0.0, top_k=3, max_tokens=9, stop_token_ids=[4], ignore_eos=True, stop="end").result()
+    client.submit("a", **SamplingParams().options()).result()
     with_params, with_keywords, with_nothing = server.requests
     assert with_params == with_keywords
-    assert with_nothing == pb.GenerateRequest(text="a", stop=pb.StopConditions())
+    assert with_nothing == pb.GenerateRequest(text="a")

@@ -15,7 +15,7 @@ from baton_protos import generation_pb2 as pb
 from tests.client.fake_server import SILENCE, FakeServer, chunk, end, failure, start
 
 BATON = str(Path(sys.executable).with_name("baton"))
-STREAM = [start(), chunk(0, [4], "he", 0), chunk(1, [5], "llo", 2), end(2)]
+STREAM = [start(), chunk(0, [4], "he", 0), chunk(1, [5], "llo", 2), end(2, pb.FINISH_REASON_STOP)]
 
 
 def command(*arguments: str) -> list[str]:
@@ -67,6 +67,61 @@ def test_generate_json(talking: FakeServer) -> None:
     assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == ("hello", [4, 5], "stop")
 
 
+def test_every_flag_reaches_its_field(talking: FakeServer) -> None:
+    flags = (
+        "--min-p 0.125 --repetition-penalty 1.5 --frequency-penalty -0.5 --presence-penalty 1 --logit-bias 7=-1.5 "
+        "--logit-bias 8=2 --allowed-id 7 --allowed-id 8 --banned-id 8 --stop end --stop fin --include-stop --stop-id 3 "
+        "--ignore-eos --min-tokens 2 --n 2 --logprobs 0 --prompt-logprobs 1 --timings --priority -3 "
+        "--queue-timeout 1.5 --cache-salt x --json"
+    )
+    done = run("generate", "hi", "--server", talking.address, *flags.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert talking.requests[0] == pb.GenerateRequest(
+        text="hi",
+        sampling=pb.SamplingParams(
+            min_p=0.125,
+            repetition_penalty=1.5,
+            frequency_penalty=-0.5,
+            presence_penalty=1,
+            logit_bias={7: -1.5, 8: 2},
+            allowed_token_ids=[7, 8],
+            banned_token_ids=[8],
+        ),
+        stop=pb.StopConditions(
+            max_tokens=128,
+            min_tokens=2,
+            stop_strings=["end", "fin"],
+            include_stop=True,
+            stop_token_ids=[3],
+            ignore_eos=True,
+        ),
+        output=pb.OutputOptions(logprobs=0, prompt_logprobs=1, timings=True),
+        n=2,
+        priority=-3,
+        queue_timeout_ms=1500,
+        cache_salt="x",
+    )
+
+
+def test_several_samples(talking: FakeServer) -> None:
+    texts = [chunk(0, [4], f"text {i}", 0, sample=i) for i in range(2)]
+    talking.stream = [start(sample_seeds=[7, 8]), *texts, end(1, sample=1), end(1)]
+    done = run("generate", "hi", "--server", talking.address, "--n", "2")
+    assert done.stdout == "==> sample 0 <==\ntext 0\n==> sample 1 <==\ntext 1\n"
+    answer = json.loads(run("generate", "hi", "--server", talking.address, "--n", "2", "--json").stdout)
+    assert answer["text"] == "text 0" and [one["text"] for one in answer["samples"]] == ["text 0", "text 1"]
+
+
+def test_log_probabilities_in_json(talking: FakeServer) -> None:
+    token = pb.TokenLogprobs(token_id=4, logprob=-0.5, rank=1, top_token_ids=[4], top_logprobs=[-0.5], top_texts=["he"])
+    talking.stream = [start(), chunk(0, [4], "", 0, logprobs=[token]), end(1)]
+    answer = json.loads(run("generate", "hi", "--server", talking.address, "--logprobs", "1", "--json").stdout)
+    assert answer["cumulative_logprob"] == -0.5
+    top = [{"token_id": 4, "logprob": -0.5, "text": "he"}]
+    assert answer["logprobs"] == [{"token_id": 4, "logprob": -0.5, "rank": 1, "text": "", "top": top}]
+    assert answer.keys().isdisjoint({"timings", "samples", "prompt_logprobs", "stop_string"})
+
+
 def test_a_refused_request_is_one_line_and_exit_1(server: FakeServer) -> None:
     server.stream = [failure(grpc.StatusCode.INVALID_ARGUMENT, "sampling.top_p: must be\nabove 0")]
     done = run("generate", "hi", "--server", server.address)
@@ -84,7 +139,14 @@ def test_nobody_listens(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("generate",), ("generate", "hi", "--max-tokens", "0"), ("nonsense",), ("cluster", "--executors", "0")],
+    [
+        ("generate",),
+        ("generate", "hi", "--max-tokens", "0"),
+        ("generate", "hi", "--logprobs", "1"),
+        ("generate", "hi", "--logit-bias", "7"),
+        ("nonsense",),
+        ("cluster", "--executors", "0"),
+    ],
 )
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)

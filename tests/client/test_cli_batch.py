@@ -11,6 +11,7 @@ from baton.batch import BatchRequest
 from baton.cli import app
 from baton.cli.request_lines import json_lines, prompt_lines
 from baton.errors import InvalidRequestError
+from baton.options import GenerateOptions
 from baton.values import ChatMessage
 from tests.client.fake_server import FakeServer
 from tests.client.test_batch import echo
@@ -33,6 +34,24 @@ def parsed(line: str | bytes) -> BatchRequest | InvalidRequestError:
             BatchRequest(
                 [{"role": "user", "content": "hi"}], {"max_tokens": 128, "ignore_eos": True, "stop_token_ids": [3]}
             ),
+        ),
+        (
+            '{"prompt": "a", "n": 2, "stop": ["x"], "logit_bias": {"7": -1}, "logprobs": 3, "queue_timeout": 1.5}',
+            BatchRequest(
+                "a",
+                {
+                    "max_tokens": 128,
+                    "n": 2,
+                    "stop": ["x"],
+                    "logit_bias": {7: -1},
+                    "logprobs": 3,
+                    "queue_timeout": 1.5,
+                },
+            ),
+        ),
+        (
+            '{"prompt": "a", "stop": "x", "tenant": "us"}',
+            BatchRequest("a", {"max_tokens": 128, "stop": "x", "tenant": "us"}),
         ),
     ],
 )
@@ -58,6 +77,9 @@ def test_lines_become_requests(line: str, expected: BatchRequest) -> None:
         ('{"prompt": "a", "max_token": 3}', "max_token: no such field; there are id, prompt"),
         ('{"prompt": "a", "temperature": true}', "temperature: must be a number"),
         ('{"prompt": "a", "seed": 1.5}', "seed: must be a whole number"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias: names must be token ids"),
+        ('{"prompt": "a", "logit_bias": [1]}', "logit_bias: must be an object"),
+        ('{"prompt": "a", "stop": 3}', "stop: must be text"),
         ('{"prompt": "a", "ignore_eos": 1}', "ignore_eos: must be true or false"),
         ('{"prompt": "a", "stop_token_ids": ["x"]}', "stop_token_ids: must be a list of whole numbers"),
     ],
@@ -66,6 +88,13 @@ def test_what_is_wrong_with_a_line(line: str | bytes, complaint: str) -> None:
     request = parsed(line)
     assert isinstance(request, InvalidRequestError)
     assert complaint in request.message
+
+
+def test_a_line_may_have_every_option() -> None:
+    for name in GenerateOptions.__annotations__:
+        line = json.dumps({"prompt": "a", name: []}) if name != "stop" else '{"prompt": "a", "stop": 3}'
+        request = parsed(line)
+        assert isinstance(request, BatchRequest) or "no such field" not in request.message
 
 
 def test_names_and_numbers_of_lines() -> None:

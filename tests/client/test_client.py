@@ -38,19 +38,12 @@ RETRY_SOON = RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
 
 
 def test_generate(server: FakeServer, client: Client) -> None:
-    sample = pb.Sample(text="hello", token_ids=[4, 5], finish_reason=pb.FINISH_REASON_STOP)
-    server.answer = pb.GenerateResponse(
-        request_id="r",
-        seed=3,
-        model_fingerprint="f",
-        prompt_token_ids=[1],
-        samples=[sample],
-        usage=pb.Usage(prompt_tokens=1, completion_tokens=2),
-    )
+    server.stream = [start(request_id="r", seed=3, prompt_token_ids=[1]), chunk(0, [4, 5], "hello", 0)]
+    server.stream.append(end(2, pb.FINISH_REASON_STOP))
     completion = client.generate("hi", max_tokens=2, temperature=0.0)
     assert (completion.text, completion.token_ids) == ("hello", (4, 5))
     assert completion.finish_reason is FinishReason.STOP and completion.finish_reason == "stop"
-    assert completion.usage == Usage(1, 0, 2)
+    assert completion.usage == Usage(2, 1, 2)
     assert (completion.prompt_token_ids, completion.seed, completion.request_id) == ((1,), 3, "r")
     assert server.requests[0].stop.max_tokens == 2
 
@@ -160,13 +153,6 @@ def test_unavailable_is_retried_before_the_first_message(server: FakeServer, cli
     server.stream = [start(), chunk(0, [4], "he", 0), end(1)]
     assert client.stream("hi").result().token_ids == (4,)
     assert len(server.requests) == 3
-
-
-def test_unavailable_is_not_retried_after_it(server: FakeServer, client: Client) -> None:
-    server.stream = [start(), chunk(0, [4], "he", 0), failure(grpc.StatusCode.UNAVAILABLE, "gone")]
-    with pytest.raises(UnavailableError, match="gone"):
-        client.stream("hi").result()
-    assert len(server.requests) == 1
 
 
 def test_small_calls(server: FakeServer, client: Client) -> None:

@@ -4,41 +4,111 @@ from typing import Any
 
 import pytest
 
-from baton import ChatMessage, InvalidRequestError
+from baton import ChatMessage, GenerateOptions, InvalidRequestError
 from baton.messages import generate_request, tokenize_request
 from baton_protos import generation_pb2 as pb
 
+EVERYTHING: GenerateOptions = {
+    "max_tokens": 9,
+    "min_tokens": 3,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.25,
+    "min_p": 0.125,
+    "repetition_penalty": 1.5,
+    "frequency_penalty": -0.5,
+    "presence_penalty": 2.0,
+    "logit_bias": {7: -100.0, 8: 1.5},
+    "allowed_token_ids": [7, 8, 9],
+    "banned_token_ids": (9,),
+    "seed": 2**64 - 1,
+    "n": 4,
+    "stop": ["end", "fin"],
+    "include_stop": True,
+    "stop_token_ids": (1, 2),
+    "ignore_eos": True,
+    "deadline": 1_800_000_000.25,
+    "logprobs": 0,
+    "prompt_logprobs": 20,
+    "processed_logprobs": True,
+    "text": False,
+    "skip_special_tokens": False,
+    "timings": True,
+    "request_id": "mine",
+    "model": "m",
+    "priority": -5,
+    "tenant": "us",
+    "cache_salt": "salt",
+    "queue_timeout": 1.5,
+    "resume_window": 30,
+}
+
 
 def test_nothing_is_set_that_the_caller_left_open() -> None:
-    assert generate_request("hi") == pb.GenerateRequest(text="hi", stop=pb.StopConditions(ignore_eos=False))
+    assert generate_request("hi") == pb.GenerateRequest(text="hi")
+    nothing: Any = dict.fromkeys(GenerateOptions.__annotations__)
+    assert generate_request("hi", **nothing) == pb.GenerateRequest(text="hi")
 
 
 def test_zero_is_a_value_of_its_own() -> None:
-    request = generate_request("hi", temperature=0.0, top_k=0, seed=0)
+    request = generate_request("hi", temperature=0.0, top_k=0, seed=0, logprobs=0)
     assert [request.sampling.HasField(name) for name in ("temperature", "top_k", "seed")] == [True] * 3
+    assert request.output.HasField("logprobs")
     assert not request.sampling.HasField("top_p")
 
 
 def test_everything_reaches_its_field() -> None:
-    request = generate_request(
-        [5, 6],
-        max_tokens=9,
-        temperature=0.5,
-        top_k=3,
-        top_p=0.25,
-        seed=2**64 - 1,
-        stop_token_ids=(1, 2),
-        ignore_eos=True,
-        request_id="mine",
-        model="m",
-    )
-    assert request == pb.GenerateRequest(
+    structured = {"json_schema", "json_object", "regex", "choice", "grammar"}  # at most one, and see their own tests
+    assert EVERYTHING.keys() == set(GenerateOptions.__annotations__) - structured
+    assert generate_request([5, 6], **EVERYTHING) == pb.GenerateRequest(
         request_id="mine",
         model="m",
         token_ids=pb.TokenIds(ids=[5, 6]),
-        sampling=pb.SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=2**64 - 1),
-        stop=pb.StopConditions(max_tokens=9, stop_token_ids=[1, 2], ignore_eos=True),
+        sampling=pb.SamplingParams(
+            temperature=0.5,
+            top_k=3,
+            top_p=0.25,
+            min_p=0.125,
+            repetition_penalty=1.5,
+            frequency_penalty=-0.5,
+            presence_penalty=2.0,
+            seed=2**64 - 1,
+            logit_bias={7: -100.0, 8: 1.5},
+            allowed_token_ids=[7, 8, 9],
+            banned_token_ids=[9],
+        ),
+        stop=pb.StopConditions(
+            max_tokens=9,
+            min_tokens=3,
+            stop_token_ids=[1, 2],
+            ignore_eos=True,
+            stop_strings=["end", "fin"],
+            include_stop=True,
+            deadline_unix_ms=1_800_000_000_250,
+        ),
+        output=pb.OutputOptions(
+            text=False,
+            skip_special_tokens=False,
+            logprobs=0,
+            prompt_logprobs=20,
+            logprob_kind=pb.LOGPROB_KIND_PROCESSED,
+            timings=True,
+        ),
+        n=4,
+        priority=-5,
+        tenant="us",
+        cache_salt="salt",
+        queue_timeout_ms=1500,
+        resume_window_ms=30_000,
     )
+
+
+def test_one_stop_string_needs_no_list() -> None:
+    assert generate_request("x", stop="end").stop.stop_strings == ["end"]
+
+
+def test_a_time_above_zero_is_never_rounded_to_no_limit() -> None:
+    assert generate_request("x", queue_timeout=1e-9).queue_timeout_ms == 1
 
 
 @pytest.mark.parametrize(
@@ -72,6 +142,17 @@ def test_an_empty_list_is_a_list_of_token_ids() -> None:
         ("sampling.temperature", "x", {"temperature": "hot"}),
         ("stop.max_tokens", "x", {"max_tokens": -1}),
         ("stop.stop_token_ids", "x", {"stop_token_ids": [-1]}),
+        ("stop.stop_strings", "x", {"stop": [3]}),
+        ("stop.stop_strings", "x", {"stop": 3}),
+        ("stop.deadline_unix_ms", "x", {"deadline": -1.5}),
+        ("sampling.logit_bias", "x", {"logit_bias": {-1: 1.0}}),
+        ("sampling.logit_bias", "x", {"logit_bias": {1: "much"}}),
+        ("sampling.logit_bias", "x", {"logit_bias": 3}),
+        ("sampling.temperature", "x", {"temperature": {1: 2}}),
+        ("output.logprobs", "x", {"logprobs": -1}),
+        ("n", "x", {"n": 1.5}),
+        ("priority", "x", {"priority": 2**31}),
+        ("queue_timeout_ms", "x", {"queue_timeout": "soon"}),
         ("request_id", "x", {"request_id": 3}),
     ],
 )

@@ -1,11 +1,15 @@
 """The ``baton`` command."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from baton.cli import chat, cluster, generate, models, status
+from baton.cli import bench, chat, cluster, executors, generate, keys, models, status, top
+from baton.cli.options import export_credentials
+
+_PANEL = "Protected schedulers (or BATON_TLS_CA=FILE and so on, BATON_TOKEN=TOKEN)"
 
 app = typer.Typer(
     help="Baton serves large language models: a CPU-only scheduler that owns every request, and executors.",
@@ -18,7 +22,11 @@ app = typer.Typer(
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=status.EXAMPLES)(status.status)
+app.command(epilog=top.EXAMPLES)(top.top)
 app.command(epilog=cluster.EXAMPLES)(cluster.cluster)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(epilog=keys.EXAMPLES)(keys.keys)
+app.add_typer(executors.app, name="executors")
 app.add_typer(models.app, name="models")
 
 
@@ -39,8 +47,26 @@ def _options(
     _wanted: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Encrypt; implied by the next three.", rich_help_panel=_PANEL)
+    ] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Whose certificates to trust, PEM.", metavar="FILE", rich_help_panel=_PANEL)
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Your certificate, PEM.", metavar="FILE", rich_help_panel=_PANEL)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its private key, PEM.", metavar="FILE", rich_help_panel=_PANEL)
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with your token.", metavar="FILE", rich_help_panel=_PANEL)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Send the token even unencrypted.", rich_help_panel=_PANEL)
+    ] = False,
 ) -> None:
-    pass
+    export_credentials(tls_ca, tls_cert, tls_key, token_file, tls=tls, insecure=insecure)
 
 
 def main() -> None:

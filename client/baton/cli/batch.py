@@ -4,13 +4,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
 from baton.batch import BatchRequest, Outcome, run_batch
 from baton.cli.outcome import one_line
 from baton.cli.request_lines import RequestLine
+from baton.cli.results import completion_object
 from baton.client import Client
 from baton.errors import BatonError, ConnectFailedError
 from baton.progress import batch_progress
@@ -38,11 +38,7 @@ def json_writer(file: TextIO) -> Writer:
     """Writes one JSON object to a line."""
 
     def write(line: RequestLine, outcome: Outcome) -> None:
-        if isinstance(outcome, Completion):
-            values = asdict(outcome)
-            result = {name: values[name] for name in ("text", "token_ids", "finish_reason", "usage", "seed")}
-        else:
-            result = {"error": one_line(outcome)}
+        result = completion_object(outcome) if isinstance(outcome, Completion) else {"error": one_line(outcome)}
         print(json.dumps({"id": line.id, **result}, ensure_ascii=False), file=file, flush=True)
 
     return write
@@ -53,8 +49,9 @@ def text_writer(file: TextIO) -> Writer:
 
     def write(line: RequestLine, outcome: Outcome) -> None:
         if isinstance(outcome, Completion):
-            end = "" if outcome.text.endswith("\n") else "\n"
-            print(f"==> {line.text} <==\n{outcome.text}", file=file, end=end, flush=True)
+            for sample in outcome.samples:
+                end = "" if sample.text.endswith("\n") else "\n"
+                print(f"==> {line.text} <==\n{sample.text}", file=file, end=end, flush=True)
 
     return write
 

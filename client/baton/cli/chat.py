@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from baton.cli import options as shared
+from baton.cli import sampling_flags as flags
 from baton.cli.conversation import Answer, Conversation
 from baton.cli.outcome import exit_codes, one_line
 from baton.client import Client
@@ -31,11 +32,17 @@ EXAMPLES = shared.examples(
 def chat(
     server: shared.ServerOption = shared.DEFAULT_SERVER,
     system: Annotated[str, typer.Option(help="The system message (default: none).", metavar="TEXT")] = "",
-    max_tokens: shared.MaxTokensOption = 512,
-    temperature: shared.TemperatureOption = None,
-    top_k: shared.TopKOption = None,
-    top_p: shared.TopPOption = None,
-    seed: shared.SeedOption = None,
+    max_tokens: flags.MaxTokens = 512,
+    stop: flags.Stop = None,
+    temperature: flags.Temperature = None,
+    top_k: flags.TopK = None,
+    top_p: flags.TopP = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    frequency_penalty: flags.FrequencyPenalty = None,
+    presence_penalty: flags.PresencePenalty = None,
+    seed: flags.Seed = None,
+    priority: flags.Priority = None,
 ) -> None:
     """Talk to a chat model.
 
@@ -43,7 +50,21 @@ def chat(
     Ctrl-D leaves. If stdin is no terminal, its lines are the messages, and the
     first error ends it with exit code 1.
     """
-    sampling = shared.sampling_options(max_tokens, temperature, top_k, top_p, seed)
+    sampling = flags.given(
+        {
+            "max_tokens": max_tokens,
+            "stop": stop,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "frequency_penalty": frequency_penalty,
+            "presence_penalty": presence_penalty,
+            "seed": seed,
+            "priority": priority,
+        }
+    )
     with exit_codes(), Client(server) as client:
         model = client.model_info(timeout=shared.TIMEOUT_SECONDS)
         if not model.has_chat_template:

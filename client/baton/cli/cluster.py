@@ -13,6 +13,7 @@ from baton.cli.outcome import exit_codes
 from baton.client import Client
 from baton.cluster_options import ClusterOptions
 from baton.cluster_report import TerminalReporter
+from baton.credentials import Credentials
 from baton.errors import BatonError
 from baton.local_cluster import LocalCluster
 
@@ -102,7 +103,7 @@ class _StopSignals:
 
 
 def _ready_line(local: LocalCluster, executors: int) -> str:
-    with Client(local.address) as client:
+    with Client(local.address, credentials=Credentials()) as client:
         model = client.model_info()
     server = "" if local.address == DEFAULT_SERVER else f" --server {local.address}"
     many = f"{executors} executor" + ("s" if executors > 1 else "")

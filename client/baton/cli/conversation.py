@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from baton.cli.options import TIMEOUT_SECONDS
 from baton.client import Client, Stream
 from baton.errors import InvalidRequestError
-from baton.messages import GenerateOptions
+from baton.options import GenerateOptions
 from baton.values import ChatMessage, FinishReason
 
 

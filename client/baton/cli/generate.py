@@ -2,25 +2,28 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from baton.cli import options as shared
+from baton.cli import sampling_flags as flags
 from baton.cli.batch import json_writer, output_file, read_content, run_lines, text_writer
 from baton.cli.outcome import exit_codes
 from baton.cli.request_lines import json_lines, prompt_lines
+from baton.cli.results import completion_object
 from baton.client import Client
-from baton.messages import GenerateOptions
-from baton.values import ChatMessage, Completion, Prompt
+from baton.options import GenerateOptions
+from baton.values import ChatMessage, Prompt
 
 _PANEL = "Batches"
 EXAMPLES = shared.examples(
     "baton generate 'def read_json(path):' --max-tokens 64 --temperature 0",
     "baton generate --chat 'Write a function `mean(values)`.'",
     "cat script.py | baton generate - --echo",
+    "baton generate 'Is it a tool? ' --choice yes --choice no",
+    "baton generate 'As JSON: ' --json-schema person.schema.json",
     "baton generate --file prompts.txt",
     "baton generate --input requests.jsonl --output results.jsonl",
     'echo \'{"id": "a", "prompt": "def f(", "max_tokens": 32}\' | baton generate --input -',
@@ -53,11 +56,39 @@ def generate(
         int, typer.Option(min=1, max=10_000, help="Most requests at a time.", rich_help_panel=_PANEL)
     ] = 64,
     server: shared.ServerOption = shared.DEFAULT_SERVER,
-    max_tokens: shared.MaxTokensOption = 128,
-    temperature: shared.TemperatureOption = None,
-    top_k: shared.TopKOption = None,
-    top_p: shared.TopPOption = None,
-    seed: shared.SeedOption = None,
+    max_tokens: flags.MaxTokens = 128,
+    min_tokens: flags.MinTokens = None,
+    stop: flags.Stop = None,
+    include_stop: flags.IncludeStop = False,
+    stop_id: flags.StopId = None,
+    ignore_eos: flags.IgnoreEos = False,
+    temperature: flags.Temperature = None,
+    top_k: flags.TopK = None,
+    top_p: flags.TopP = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    frequency_penalty: flags.FrequencyPenalty = None,
+    presence_penalty: flags.PresencePenalty = None,
+    logit_bias: flags.LogitBias = None,
+    allowed_id: flags.AllowedId = None,
+    banned_id: flags.BannedId = None,
+    seed: flags.Seed = None,
+    json_schema: flags.JsonSchema = None,
+    regex: flags.Regex = None,
+    choice: flags.Choice = None,
+    grammar: flags.Grammar = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, max=64, help="Parallel samples (default: 1).")] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, max=20, help="Log probabilities of each token and so many likeliest ones; for JSON."),
+    ] = None,
+    prompt_logprobs: Annotated[
+        int | None, typer.Option(min=0, max=20, help="The same for the prompt's tokens; for JSON.")
+    ] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Tell when tokens came; for JSON.")] = False,
+    priority: flags.Priority = None,
+    queue_timeout: flags.QueueTimeout = None,
+    cache_salt: flags.CacheSalt = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for each request (default: no limit).")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are a user's messages to a chat model.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
@@ -69,13 +100,47 @@ def generate(
     A single continuation goes to stdout as it comes.
 
     A batch runs many requests at a time. A line of --input has one of prompt,
-    token_ids and messages, maybe an id, and maybe max_tokens, temperature,
-    top_k, top_p, seed, stop_token_ids and ignore_eos; where it does not say,
-    the options below hold. A line that fails is told on stderr with its number
-    and does not stop the others; the exit code is 1 then.
+    token_ids and messages, maybe an id, and maybe any option of the Python
+    client by its name there, such as max_tokens, stop or logprobs; where it
+    does not say, the options below hold. A line that fails is told on stderr
+    with its number and does not stop the others; the exit code is 1 then.
     """
     _check_usage(prompt, file, requests, output, chat=chat, echo=echo)
-    sampling = shared.sampling_options(max_tokens, temperature, top_k, top_p, seed)
+    as_json = as_json or requests is not None or output is not None
+    if not as_json and (logprobs, prompt_logprobs, timings) != (None, None, False):
+        raise typer.BadParameter("--logprobs, --prompt-logprobs and --timings need --json, --input or --output")
+    sampling = flags.given(
+        {
+            "max_tokens": max_tokens,
+            "min_tokens": min_tokens,
+            "stop": stop,
+            "include_stop": include_stop,
+            "stop_token_ids": stop_id,
+            "ignore_eos": ignore_eos,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "frequency_penalty": frequency_penalty,
+            "presence_penalty": presence_penalty,
+            "logit_bias": flags.biases(logit_bias),
+            "allowed_token_ids": allowed_id,
+            "banned_token_ids": banned_id,
+            "seed": seed,
+            "json_schema": flags.schema_text(json_schema),
+            "regex": regex,
+            "choice": choice,
+            "grammar": flags.file_text(grammar, "--grammar"),
+            "n": n,
+            "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
+            "timings": timings,
+            "priority": priority,
+            "queue_timeout": queue_timeout,
+            "cache_salt": cache_salt,
+        }
+    )
     with exit_codes(), Client(server) as client:
         if prompt is not None:
             text = sys.stdin.read() if prompt == "-" else prompt
@@ -87,7 +152,6 @@ def generate(
             assert file is not None
             lines = prompt_lines(read_content(file), sampling, chat=chat)
         client.model_info(timeout=shared.TIMEOUT_SECONDS)  # if nobody is there, say so once and overwrite nothing
-        as_json = as_json or requests is not None or output is not None
         with output_file(output) as out:
             write = json_writer(out) if as_json else text_writer(out)
             # Results that appear on the terminal are progress enough, and a bar would be in their way.
@@ -122,15 +186,19 @@ def _generate_one(
     request: Prompt = [ChatMessage("user", prompt)] if chat else prompt
     if echo and not as_json:
         _print_now(prompt)
-    if stream and not as_json:
+    if stream and not as_json and options.get("n", 1) == 1:
         _print_stream(client, request, timeout, options)
         return
     completion = client.generate(request, timeout=timeout, **options)
     if as_json:
-        print(json.dumps(asdict(completion), ensure_ascii=False))
-    else:
-        _print_now(completion.text)
-        _end_line(completion)
+        origin = {name: getattr(completion, name) for name in ("prompt_token_ids", "request_id", "model_fingerprint")}
+        print(json.dumps({**completion_object(completion), **origin}, ensure_ascii=False))
+        return
+    for sample in completion.samples:
+        if len(completion.samples) > 1:
+            _print_now(f"==> sample {sample.index} <==\n")
+        _print_now(sample.text)
+        _end_line(sample.text)
 
 
 def _print_stream(client: Client, prompt: Prompt, timeout: float | None, options: GenerateOptions) -> None:
@@ -143,7 +211,7 @@ def _print_stream(client: Client, prompt: Prompt, timeout: float | None, options
             if sys.stdout.isatty():
                 print(flush=True)
             raise
-        _end_line(stream.completion)
+        _end_line(stream.completion.text)
 
 
 def _print_now(text: str) -> None:
@@ -151,6 +219,6 @@ def _print_now(text: str) -> None:
     sys.stdout.flush()
 
 
-def _end_line(completion: Completion) -> None:
-    if not completion.text.endswith("\n"):
+def _end_line(text: str) -> None:
+    if not text.endswith("\n"):
         _print_now("\n")

@@ -1,27 +1,34 @@
 """Options that several commands share."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from baton.messages import GenerateOptions
+from baton import credentials
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 TIMEOUT_SECONDS = 10.0  # for questions that a cluster answers at once
 
 ServerOption = Annotated[str, typer.Option(help="The scheduler's gRPC address.", metavar="HOST:PORT")]
-MaxTokensOption = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
-TemperatureOption = Annotated[float | None, typer.Option(min=0.0, help="0 = greedy (default: 1).")]
-TopKOption = Annotated[int | None, typer.Option(min=0, help="Among the k likeliest tokens (default: all).")]
-TopPOption = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Nucleus sampling (default: 1).")]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Same seed, same output (default: drawn).")]
 
 
-def sampling_options(
-    max_tokens: int, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
-) -> GenerateOptions:
-    """The options above as keywords of the client."""
-    return {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+def export_credentials(
+    ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None, *, tls: bool, insecure: bool
+) -> None:
+    """Flags override the environment, which clients take their credentials from: this process's, and its children's."""
+    given: dict[str, object] = {
+        credentials.CA_VARIABLE: ca,
+        credentials.CERT_VARIABLE: cert,
+        credentials.KEY_VARIABLE: key,
+        credentials.TOKEN_FILE_VARIABLE: token_file,
+        credentials.TLS_VARIABLE: 1 if tls else None,
+        credentials.INSECURE_VARIABLE: 1 if insecure else None,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    if token_file is not None:
+        os.environ.pop(credentials.TOKEN_VARIABLE, None)
 
 
 def examples(*commands: str) -> str:

@@ -1,27 +1,40 @@
 """The requests of a batch as lines of text: plain prompts, or JSON objects."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from baton.batch import BatchRequest
 from baton.errors import InvalidRequestError
-from baton.messages import GenerateOptions
+from baton.json_lines import json_object, numbered_lines
+from baton.options import GenerateOptions
 from baton.values import ChatMessage, Prompt
 
 _PROMPTS: Mapping[str, type] = {"prompt": str, "token_ids": list, "messages": list}
-_SAMPLING: Mapping[str, tuple[type, ...]] = {
-    "max_tokens": (int,),
-    "temperature": (int, float),
-    "top_k": (int,),
-    "top_p": (int, float),
-    "seed": (int,),
-    "stop_token_ids": (list,),
-    "ignore_eos": (bool,),
+_INTEGER, _NUMBER, _FLAG, _TEXT, _IDS = (int,), (int, float), (bool,), (str,), (list,)
+_OPTIONS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("max_tokens", "min_tokens", "top_k", "seed", "n"), _INTEGER),
+    **dict.fromkeys(("logprobs", "prompt_logprobs", "priority"), _INTEGER),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), _NUMBER),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), _NUMBER),
+    **dict.fromkeys(("deadline", "queue_timeout", "resume_window"), _NUMBER),
+    **dict.fromkeys(("ignore_eos", "include_stop", "processed_logprobs", "timings", "json_object"), _FLAG),
+    **dict.fromkeys(("text", "skip_special_tokens"), _FLAG),
+    **dict.fromkeys(("request_id", "model", "tenant", "cache_salt", "regex", "grammar"), _TEXT),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids", "banned_token_ids"), _IDS),
+    "logit_bias": (dict,),
+    **dict.fromkeys(("stop", "choice"), (list, str)),
+    "json_schema": (str, dict),
 }
-_FIELDS = ("id", *_PROMPTS, *_SAMPLING)
-_WORDS = {str: "text", list: "a list", int: "a whole number", float: "a number", bool: "true or false"}
+_FIELDS = ("id", *_PROMPTS, *_OPTIONS)
+_WORDS = {
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +56,12 @@ class RequestLine:
 
 def json_lines(content: bytes, defaults: GenerateOptions) -> list[RequestLine]:
     """Reads JSON objects, one to a line; ``defaults`` are the options of those that do not say. Skips blank lines."""
-    return [_json_line(number, line, defaults) for number, line in _numbered(content)]
+    return [_json_line(number, line, defaults) for number, line in numbered_lines(content)]
 
 
 def prompt_lines(content: bytes, options: GenerateOptions, *, chat: bool) -> list[RequestLine]:
     """Takes every line as a prompt or, for ``chat``, as a user's message. Skips blank lines."""
-    return [_prompt_line(number, line, options, chat) for number, line in _numbered(content)]
-
-
-def _numbered(content: bytes) -> list[tuple[int, bytes]]:
-    lines = enumerate(content.split(b"\n"), start=1)
-    return [(number, line.removesuffix(b"\r")) for number, line in lines if line.strip()]
+    return [_prompt_line(number, line, options, chat) for number, line in numbered_lines(content)]
 
 
 def _prompt_line(number: int, line: bytes, options: GenerateOptions, chat: bool) -> RequestLine:
@@ -67,7 +75,7 @@ def _prompt_line(number: int, line: bytes, options: GenerateOptions, chat: bool)
 def _json_line(number: int, line: bytes, defaults: GenerateOptions) -> RequestLine:
     name: object = number
     try:
-        values = _object(line)
+        values = json_object(line)
         name = values.get("id", number)
         options = cast(GenerateOptions, {**defaults, **_options(values)})
         return RequestLine(number, name, _readable(line), BatchRequest(_prompt(values), options))
@@ -77,20 +85,6 @@ def _json_line(number: int, line: bytes, defaults: GenerateOptions) -> RequestLi
 
 def _readable(line: bytes) -> str:
     return line.decode(errors="replace")
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line.decode())
-    except json.JSONDecodeError as error:
-        raise InvalidRequestError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"not UTF-8: {error.reason}") from error
-    except RecursionError as error:
-        raise InvalidRequestError("not a request: nested too deeply") from error
-    if not isinstance(value, dict):
-        raise InvalidRequestError("not a JSON object")
-    return value
 
 
 def _prompt(values: Mapping[str, Any]) -> Prompt:
@@ -107,16 +101,26 @@ def _prompt(values: Mapping[str, Any]) -> Prompt:
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling fields that are set; null is as good as nothing."""
+    """The options that are set; null is as good as nothing."""
     for name in values:
         if name not in _FIELDS:
             raise InvalidRequestError(f"{name}: no such field; there are {', '.join(_FIELDS)}", field=name)
-    options = {name: values[name] for name in _SAMPLING if values.get(name) is not None}
+    options = {name: values[name] for name in _OPTIONS if values.get(name) is not None}
     for name, value in options.items():
-        _check(name, value, _SAMPLING[name])
-        if name == "stop_token_ids":
+        _check(name, value, _OPTIONS[name])
+        if _OPTIONS[name] is _IDS:
             _check_ids(name, value)
+    if "logit_bias" in options:
+        options["logit_bias"] = _biases(options["logit_bias"])
     return options
+
+
+def _biases(values: Mapping[str, object]) -> dict[int, object]:
+    """JSON's keys are texts."""
+    try:
+        return {int(token_id): bias for token_id, bias in values.items()}
+    except ValueError:
+        raise InvalidRequestError("logit_bias: names must be token ids", field="logit_bias") from None
 
 
 def _check(name: str, value: object, kinds: Sequence[type]) -> None:

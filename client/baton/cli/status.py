@@ -38,17 +38,18 @@ EXAMPLES = examples("baton status", "baton status --watch", "baton status --json
 def status(
     server: ServerOption = DEFAULT_SERVER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print it again every second until Ctrl-C.")] = False,
 ) -> None:
-    """Show the served model and every executor."""
+    """Show the served model and every executor.
+
+    With --watch it is a log, for files and pipes; to look at, there is `baton top`.
+    """
     with exit_codes(), Client(server) as client:
         console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
         _show(client, console, as_json)
         while watch:
             sys.stdout.flush()
             time.sleep(_WATCH_SECONDS)
-            if console.is_terminal and not as_json:
-                console.clear()
             _show(client, console, as_json)
 
 
@@ -58,18 +59,19 @@ def _show(client: Client, console: Console, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"model": asdict(model), "cluster": asdict(state)}, ensure_ascii=False))
         return
-    console.print(_headline(model, state), markup=False)
+    console.print(headline(model, state), markup=False)
     table = _table(state.executors)
     if console.measure(table, options=console.options.update(width=_PIPED_WIDTH)).maximum <= console.width:
         console.print(table)
         return
-    for one in _sorted(state.executors):  # as text, because rich would cut the cells of a table that is too wide
+    for one in by_name(state.executors):  # as text, because rich would cut the cells of a table that is too wide
         cells = zip(_COLUMNS, _cells(one), strict=True)
         text = f"{one.executor_id}: {', '.join(f'{name} {cell}' for name, cell in cells)}"
         console.print(text, markup=False, soft_wrap=False)
 
 
-def _headline(model: ModelInfo, state: ClusterStatus) -> str:
+def headline(model: ModelInfo, state: ClusterStatus) -> str:
+    """What is served, by how many executors, and how many requests wait for one."""
     dtype = f" ({model.dtype})" if model.dtype else ""
     return (
         f"model {model.model}{dtype}, at most {model.max_total_tokens} tokens per request; "
@@ -82,12 +84,13 @@ def _table(executors: tuple[ExecutorStatus, ...]) -> Table:
     table.add_column("executor", no_wrap=True)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "device" else "right", no_wrap=True)
-    for one in _sorted(executors):
+    for one in by_name(executors):
         table.add_row(one.executor_id, *_cells(one))
     return table
 
 
-def _sorted(executors: tuple[ExecutorStatus, ...]) -> list[ExecutorStatus]:
+def by_name(executors: tuple[ExecutorStatus, ...]) -> list[ExecutorStatus]:
+    """Executors in an order that stays."""
     return sorted(executors, key=lambda executor: executor.executor_id)
 
 
@@ -97,16 +100,17 @@ def _cells(one: ExecutorStatus) -> tuple[str, ...]:
         one.device,
         f"{one.running_requests}/{one.max_rows}",
         str(one.waiting_requests),
-        _share(one.used_blocks, one.total_blocks),
-        _share(one.cached_blocks, one.total_blocks),
-        _share(one.free_blocks, one.total_blocks),
+        share(one.used_blocks, one.total_blocks),
+        share(one.cached_blocks, one.total_blocks),
+        share(one.free_blocks, one.total_blocks),
         str(one.run_ahead),
         str(one.steps),
         str(one.preemptions),
-        _share(one.prefix_hit_tokens, one.prefix_query_tokens),
-        _share(one.starved_us, one.starved_us + one.device_us),
+        share(one.prefix_hit_tokens, one.prefix_query_tokens),
+        share(one.starved_us, one.starved_us + one.device_us),
     )
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: float, whole: float) -> str:
+    """Of a whole, in percent; a dash of nothing."""
     return f"{100 * part / whole:.0f}%" if whole else "-"

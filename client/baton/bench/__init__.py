@@ -1,0 +1,1 @@
+"""``baton bench``: loads a cluster with requests and measures what callers get."""
