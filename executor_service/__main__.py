@@ -7,7 +7,7 @@ scheduler refuses.
 import sys
 
 from executor_service.config import ConfigError, load_settings
-from executor_service.process import configure_logging, die_with_parent
+from executor_service.process import configure_logging, die_with_parent, set_torch_defaults
 from executor_service.signals import Signals
 
 _EXIT_WRONG_SETTINGS = 2
@@ -24,6 +24,7 @@ def main() -> int:
             die_with_parent()
         configure_logging(settings.log_level, settings.log_format)
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+        set_torch_defaults()
         from executor_service.startup import serve  # loads torch; --help and wrong flags answer without it
 
         stop = serve(settings, signals)

@@ -1,4 +1,4 @@
-"""The process itself: dying with the parent, its log."""
+"""The process itself: dying with the parent, its log, what torch reads from the environment."""
 
 import ctypes
 import json
@@ -8,6 +8,13 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+TORCH_DEFAULTS = {
+    # Executors share cores with the scheduler and others. Threads that spin while they wait for their siblings then
+    # spend the very time slices those siblings need: measured 20 times slower on a busy machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # A step's tensors are new memory each time; huge pages spare it nearly all of its page faults.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -19,6 +26,12 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(0)
+
+
+def set_torch_defaults() -> None:
+    """Set what torch and its OpenMP read from the environment when they load, where the user has not."""
+    for name, value in TORCH_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def configure_logging(level: str, log_format: str) -> None:

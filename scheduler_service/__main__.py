@@ -1,16 +1,18 @@
 """``python -m scheduler_service``: starts the engine and the api processes, and ends when they must end."""
 
+import importlib.util
 import logging
 import os
 import secrets
 import signal
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import FrameType
 
 from scheduler_service.config import ConfigError, ProcessSpec, SchedulerSettings, load_settings
+from scheduler_service.exposure import check_security, warn_if_open
 from scheduler_service.launcher import Launcher, StartError
 from scheduler_service.listen import PortInUseError, reserve_port
 from scheduler_service.process import configure_logging, die_with_parent
@@ -24,21 +26,40 @@ def main() -> int:
         die_with_parent()
     try:
         settings = load_settings(sys.argv[1:])
+        check_security(settings)
+        _check_extras(settings)
     except ConfigError as error:
         return _fail(str(error))
     if not (settings.model / "config.json").is_file():
         return _fail(f"{settings.model} is no checkpoint: it has no config.json")
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
+    warn_if_open(settings)
     try:
         return _run(settings)
     except PortInUseError as error:
         return _fail(str(error))
 
 
+def _check_extras(settings: SchedulerSettings) -> None:
+    """Raises ConfigError when something is wanted that is not installed."""
+    if settings.vllm_grpc_port and not _is_installed("smg_grpc_proto"):
+        raise ConfigError("--vllm-grpc-port needs the protocol's package: pip install 'baton[smg]'")
+    if settings.tracing and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
+        raise ConfigError("--tracing needs OpenTelemetry: pip install 'baton[tracing]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the packages it would be in
+        return False
+
+
 def _run(settings: SchedulerSettings) -> int:
     shared = settings.api_processes > 1
     with (
         reserve_port(settings.host, settings.port, shared=shared) as reservation,
+        _reserve_gateway_port(settings, shared=shared),
         tempfile.TemporaryDirectory(prefix="baton-") as directory,
         ExitStack() as stack,
     ):
@@ -54,6 +75,12 @@ def _run(settings: SchedulerSettings) -> int:
 
             stack.enter_context(serve_metrics(spec, spec.metrics_directory))
         return _serve(spec)
+
+
+def _reserve_gateway_port(settings: SchedulerSettings, *, shared: bool) -> AbstractContextManager[object]:
+    if not settings.vllm_grpc_port:
+        return nullcontext()
+    return reserve_port(settings.vllm_grpc_host, settings.vllm_grpc_port, shared=shared)
 
 
 def _serve(spec: ProcessSpec) -> int:

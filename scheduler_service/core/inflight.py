@@ -24,7 +24,9 @@ class ResultMismatchError(Exception):
 class InflightStep:
     """What has to be known to settle a step: who held which row when it was dispatched.
 
-    ``samples`` holds the indices of the sampling rows; None when every row samples.
+    Attributes:
+        samples: indices of the sampling rows; None when every row samples.
+        logprob_samples: which of the sampled tokens come with log probabilities; None when none does.
     """
 
     step_id: int
@@ -32,12 +34,17 @@ class InflightStep:
     admissions: NDArray[np.int64]
     end_positions: Int32s
     samples: NDArray[np.intp] | None
+    logprob_samples: NDArray[np.intp] | None
     num_tokens: int
     after_idle: bool
 
     @property
     def num_samples(self) -> int:
         return len(self.rows) if self.samples is None else len(self.samples)
+
+    @property
+    def num_logprobs(self) -> int:
+        return 0 if self.logprob_samples is None else len(self.logprob_samples)
 
 
 class InflightLedger:
@@ -66,24 +73,25 @@ class InflightLedger:
         self.num_dispatched_steps += 1
         self.num_tokens += step.num_tokens
 
-    def pop(self, step_id: int, num_results: int) -> InflightStep:
-        """Settle the oldest step.
+    def expect(self, step_id: int, num_results: int) -> InflightStep:
+        """The oldest step, of which a result has come.
 
         Raises:
             ResultMismatchError: ``step_id`` is not the oldest in flight, or it samples another number of tokens.
         """
         if not self._steps or self._steps[0].step_id != step_id:
             raise ResultMismatchError(f"result of step {step_id}, expected {self.settled_step + 1}")
-        if self._steps[0].num_samples != num_results:
-            raise ResultMismatchError(
-                f"step {step_id} answered {num_results} tokens, expected {self._steps[0].num_samples}"
-            )
-        step = self._steps.popleft()
-        self.num_tokens -= step.num_tokens
+        step = self._steps[0]
+        if step.num_samples != num_results:
+            raise ResultMismatchError(f"step {step_id} answered {num_results} tokens, expected {step.num_samples}")
         return step
 
+    def pop(self) -> None:
+        """The oldest step is settled."""
+        self.num_tokens -= self._steps.popleft().num_tokens
+
     def steps(self) -> list[InflightStep]:
-        """Steps in flight, oldest first, for integrity checks."""
+        """Steps in flight, oldest first."""
         return list(self._steps)
 
 

@@ -2,7 +2,12 @@
 
 from collections import Counter
 
-from scheduler_service.core.request import RequestStatus
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler_service.core.cluster import Cluster
+from scheduler_service.core.prefix_cache import hash_blocks
+from scheduler_service.core.request import Request, RequestStatus
 from scheduler_service.core.row_table import NO_ADMISSION, extend_table_hash
 from scheduler_service.core.scheduler import Scheduler
 
@@ -20,7 +25,23 @@ def check_integrity(scheduler: Scheduler) -> None:
     _check_blocks(scheduler)
     _check_cache(scheduler)
     _check_rows(scheduler)
+    _check_turns(scheduler)
+    _check_backlog(scheduler)
     _check_ledger(scheduler)
+    _check_isolation(scheduler)
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """``check_integrity`` of every executor's scheduler, and that every live request is in exactly one place.
+
+    Raises:
+        IntegrityError: naming the first contradiction found.
+    """
+    places: Counter[int] = Counter(request.handle for request in cluster.queued_requests())
+    for scheduler in cluster.executors.values():
+        check_integrity(scheduler)
+        places.update(_residents(scheduler))
+    _require(places == Counter(cluster.handles()), "a live request is nowhere, or in two places")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -42,6 +63,7 @@ def _check_blocks(scheduler: Scheduler) -> None:
     free, evictable = pool.free_blocks(), pool.evictable_blocks()
     _require(len(set(free)) == len(free), "a block is free twice")
     _require(not set(free) & set(evictable), "a block is free and cached")
+    _require(all(pool.is_cached[b] for b, count in owners.items() if count > 1), "a shared block can be written")
     for block in range(pool.num_blocks):
         references = int(pool.ref_count[block])
         _require(references == owners[block], f"block {block}: {references} references, {owners[block]} owners")
@@ -60,13 +82,23 @@ def _check_cache(scheduler: Scheduler) -> None:
     position = {block: i for i, block in enumerate(kv.pool.evictable_blocks())}
     for row in _running_rows(scheduler):
         request, table = scheduler.rows.request(row), scheduler.rows.blocks(row).tolist()
-        for index in range(max(int(scheduler.rows.num_published[row]), 0)):
+        published = max(int(scheduler.rows.num_published[row]), 0)
+        _require(published * scheduler.capacity.block_size <= scheduler.rows.num_dispatched[row], "published too much")
+        for index in range(published):
             digest = request.block_hashes[index]
             _require(mapped.get(digest) == table[index], f"row {row}: block {index} is not published as its own")
-    for request in scheduler.waiting.requests():
+        _check_digests(request, scheduler.rows.token_log[row, : scheduler.rows.num_tokens[row]])
+    for request in scheduler.backlog.requests():
+        _check_digests(request, request.token_ids)
         chain = [mapped[d] for d in request.block_hashes if d in mapped]
         ranks = [position[b] for b in chain if b in position]
         _require(ranks == sorted(ranks, reverse=True), "a cached parent would be evicted before its child")
+
+
+def _check_digests(request: Request, token_ids: NDArray[np.int32]) -> None:
+    """What is remembered of a request's blocks is what its log says, whatever was in flight in between."""
+    digests = hash_blocks(request.salt, token_ids, request.hash_block_size) if request.hash_block_size else []
+    _require(request.block_hashes == digests[: len(request.block_hashes)], f"{request.handle}: digests of another log")
 
 
 def _check_rows(scheduler: Scheduler) -> None:
@@ -85,6 +117,50 @@ def _check_rows(scheduler: Scheduler) -> None:
         _require(dispatched <= rows.num_blocks[row] * block_size, f"row {row}: KV beyond its table")
         digest = extend_table_hash(0, rows.blocks(row))
         _require(int(rows.table_hash[row]) == digest, f"row {row}: table hash is stale")
+
+
+def _check_turns(scheduler: Scheduler) -> None:
+    """Every row is where its next step is planned from, or held, or has all its steps in flight."""
+    running, rows = scheduler.running, scheduler.rows
+    decoding, prefilling = running.decoding.tolist(), list(running.prefilling)
+    turns = Counter([*decoding, *prefilling, *running.held])
+    _require(not turns or max(turns.values()) == 1, "a row is planned from two places")
+    for row in _running_rows(scheduler):
+        dispatched, is_held = rows.num_dispatched[row], rows.request(row).is_held
+        _require(is_held == (row in running.held), f"row {row}: held or not")
+        _require((row in prefilling) == (not is_held and dispatched < rows.num_explicit[row]), f"row {row}: prefill")
+        is_due = rows.num_explicit[row] <= dispatched < rows.max_tokens[row] - 1
+        _require((row in decoding) == (not is_held and is_due), f"row {row}: decode")
+        _require(rows.priority[row] == rows.request(row).priority, f"row {row}: priority")
+    _require(set(turns) <= set(_running_rows(scheduler)), "a free row is planned")
+    wanting = [r for r in _running_rows(scheduler) if rows.wants_logprobs[r]]
+    _require(rows.num_logprob_rows == len(wanting), "rows that want log probabilities miscounted")
+
+
+def _residents(scheduler: Scheduler) -> list[int]:
+    """Handles of the requests on an executor."""
+    running = [scheduler.rows.request(row).handle for row in _running_rows(scheduler)]
+    return running + [request.handle for request in scheduler.backlog.requests()]
+
+
+def _check_backlog(scheduler: Scheduler) -> None:
+    backlog, running = scheduler.backlog, scheduler.running
+    _require(all(one.is_quarantined for one in backlog.suspects.requests()), "somebody else is among the suspects")
+    _require(not any(one.is_quarantined for one in backlog.waiting.requests()), "a suspect waits among the others")
+    _require(all(one.row < 0 for one in backlog.requests()), "a waiting request has a row")
+    _require(len(set(_residents(scheduler))) == len(_residents(scheduler)), "a request is in two places")
+    waiting = {one.handle for one in backlog.requests()}
+    for admission, request in running.departed.items():
+        _require(request.handle in waiting, f"{request.handle} has departed but does not wait")
+        in_flight = any((step.admissions == admission).any() for step in scheduler.ledger.steps())
+        _require(in_flight or request.last_step <= scheduler.ledger.settled_step, "departed without a trace")
+
+
+def _check_isolation(scheduler: Scheduler) -> None:
+    """A quarantined request never runs with others."""
+    in_flight = scheduler.requests_in_flight()
+    suspects: list[Request] = [request for request in in_flight if request.is_quarantined]
+    _require(not suspects or len(in_flight) == 1, "a suspect runs with others")
 
 
 def _check_ledger(scheduler: Scheduler) -> None:

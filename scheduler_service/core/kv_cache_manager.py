@@ -1,10 +1,12 @@
 """Gives KV blocks to rows, shares them through the prefix cache, takes them back."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler_service.core.block_pool import BlockPool
-from scheduler_service.core.prefix_cache import TOKEN_BYTES, PrefixCache, hash_block, hash_blocks, token_bytes
+from scheduler_service.core.prefix_cache import PrefixCache, hash_blocks
 from scheduler_service.core.request import Request
 from scheduler_service.core.row_table import Rows, RowTable
 
@@ -27,12 +29,42 @@ class KVCacheManager:
     def match(self, request: Request) -> list[int] | None:
         """Cached blocks of the prefix, leaving at least one token to compute; None if waiting one plan pays."""
         self._hash_known_tokens(request)
+        if request.bypasses_cache:
+            return []
         return self.cache.match(request.block_hashes, (len(request.token_ids) - 1) // self._block_size)
+
+    def num_matching_tokens(self, request: Request) -> int:
+        """Tokens of the prefix that could be had from the cache, for routing."""
+        if request.bypasses_cache:
+            return 0
+        self._hash_known_tokens(request)
+        limit = (len(request.token_ids) - 1) // self._block_size
+        return self.cache.match_length(request.block_hashes, limit) * self._block_size
 
     def can_admit(self, request: Request, matched: list[int], reserve: int) -> bool:
         """Whether the request's blocks can be had with ``reserve`` allocatable blocks left over."""
         fresh = self.num_blocks_for(len(request.token_ids)) - len(matched)
         return fresh + self.pool.num_unowned(matched) + reserve <= self.pool.num_allocatable
+
+    def num_victims_needed(
+        self, request: Request, matched: list[int], victims: list[int], reserve: Callable[[int], int]
+    ) -> int | None:
+        """How many of the rows ``victims``, in order, must give up their blocks before the request can be admitted.
+
+        ``reserve`` says how many blocks have to be left over when so many rows are gone. None: not even all would do.
+        """
+        references = self.pool.ref_count.copy()
+        allocatable = self.pool.num_allocatable
+        fresh = self.num_blocks_for(len(request.token_ids)) - len(matched)
+        for count, row in enumerate([*victims, None]):
+            unowned = int(np.count_nonzero(references[matched] == 0))
+            if fresh + unowned + reserve(count) <= allocatable:
+                return count
+            if row is not None:
+                blocks = self._rows.blocks(row)
+                references[blocks] -= 1
+                allocatable += int(np.count_nonzero(references[blocks] == 0))
+        return None
 
     def admit(self, request: Request, row: int, matched: list[int]) -> None:
         """Fill the row's table: matched blocks, then fresh ones for the rest of the known tokens."""
@@ -53,58 +85,52 @@ class KVCacheManager:
 
     def publish_dispatched(self, request: Request, row: int) -> None:
         """Publish the blocks of known tokens that the plan being built fills."""
-        first = int(self._rows.num_published[row])
-        if first == _PUBLISHES_NO_MORE:
-            return
-        last = int(self._rows.num_dispatched[row]) // self._block_size
-        blocks = self._rows.block_table[row, first:last]
-        count = 0
-        for digest, block in zip(request.block_hashes[first:last], blocks.tolist(), strict=True):
-            if not self.cache.publish(digest, block, pending=True):
-                break
-            count += 1
-        self.pool.is_cached[blocks[:count]] = True
-        self._rows.num_published[row] = first + count if count == len(blocks) else _PUBLISHES_NO_MORE
+        self._publish(request, row, int(self._rows.num_dispatched[row]), pending=True)
 
-    def publish_settled(self, rows: Rows, num_settled: NDArray[np.int32]) -> None:
-        """Publish the generated block that each of ``rows`` has just filled; its tokens and KV are settled.
+    def publish_settled(self, row: int) -> None:
+        """Publish the generated blocks of a row that is about to be released, as far as tokens and KV are settled.
+
+        Not before: nobody else has a use for them while their request runs, and a decode step is spared the hashing.
+        """
+        rows = self._rows
+        num_settled = int(rows.num_settled[row])
+        first = int(rows.num_published[row])
+        if first == _PUBLISHES_NO_MORE or num_settled // self._block_size <= first:
+            return
+        request = rows.request(row)
+        self._hash(request, rows.token_log[row, :num_settled])
+        self._publish(request, row, num_settled, pending=False)
+
+    def _publish(self, request: Request, row: int, num_tokens: int, *, pending: bool) -> None:
+        """Publish a row's full blocks among its first ``num_tokens`` tokens, whose digests are known.
 
         A row publishes below its own published chain only, and stops for good where another block already has the
         digest: a cached block's parent in the cache is always the parent in its owner's table, which is what makes
         eviction in release order leaf-first.
         """
-        table, block_size = self._rows, self._block_size
-        index = num_settled // block_size - 1
-        fresh = table.num_published[rows] == index
-        rows, index = rows[fresh], index[fresh]
-        blocks = table.block_table[rows, index]
-        token_ids = table.token_log[rows[:, None], index[:, None] * block_size + np.arange(block_size)]
-        digests = self._digests(rows.tolist(), index.tolist(), token_ids)
-        published = np.array(
-            [self.cache.publish(d, b, pending=False) for d, b in zip(digests, blocks.tolist(), strict=True)], np.bool_
-        )
-        self.pool.is_cached[blocks[published]] = True
-        table.num_published[rows] = np.where(published, index + 1, _PUBLISHES_NO_MORE)
-
-    def _digests(self, rows: list[int], index: list[int], token_ids: NDArray[np.int32]) -> list[bytes]:
-        """Digest of block ``index[i]`` of each row, whose tokens are ``token_ids[i]``; remembered by the request."""
-        stride = self._block_size * TOKEN_BYTES
-        data = token_bytes(token_ids)
-        digests = []
-        offset = 0
-        for row, block_index in zip(rows, index, strict=True):
-            request = self._rows.request(row)
-            hashes = request.block_hashes
-            if len(hashes) == block_index:
-                parent = hashes[-1] if hashes else request.salt
-                hashes.append(hash_block(parent, data[offset : offset + stride]))
-            digests.append(hashes[block_index])
-            offset += stride
-        return digests
+        first = int(self._rows.num_published[row])
+        if first == _PUBLISHES_NO_MORE:
+            return
+        last = num_tokens // self._block_size
+        blocks = self._rows.block_table[row, first:last]
+        count = 0
+        for digest, block in zip(request.block_hashes[first:last], blocks.tolist(), strict=True):
+            if not self.cache.publish(digest, block, pending=pending):
+                break
+            count += 1
+        self.pool.is_cached[blocks[:count]] = True
+        self._rows.num_published[row] = first + count if count == len(blocks) else _PUBLISHES_NO_MORE
 
     def _hash_known_tokens(self, request: Request) -> None:
+        if request.hash_block_size != self._block_size:  # hashed for an executor with blocks of another size
+            request.hash_block_size = self._block_size
+            request.block_hashes = []
+        self._hash(request, request.token_ids)
+
+    def _hash(self, request: Request, token_ids: NDArray[np.int32]) -> None:
+        """Add the digests of the full blocks of ``token_ids``, the request's log so far."""
         hashes = request.block_hashes
         hashed = len(hashes) * self._block_size
-        if len(request.token_ids) - hashed >= self._block_size:
+        if len(token_ids) - hashed >= self._block_size:
             parent = hashes[-1] if hashes else request.salt
-            hashes.extend(hash_blocks(parent, request.token_ids[hashed:], self._block_size))
+            hashes.extend(hash_blocks(parent, token_ids[hashed:], self._block_size))

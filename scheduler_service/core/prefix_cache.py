@@ -58,6 +58,20 @@ class PrefixCache:
             blocks.append(block)
         return blocks
 
+    def match_length(self, digests: Sequence[bytes], limit: int) -> int:
+        """How many blocks ``match`` would find, pending ones included, in logarithmic time.
+
+        A chain is published from its root and evicted from its leaf, so what is published is always a prefix.
+        """
+        low, high = 0, min(limit, len(digests))
+        while low < high:
+            middle = (low + high + 1) // 2
+            if digests[middle - 1] in self._block_of:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
     def publish(self, digest: bytes, block: int, *, pending: bool) -> bool:
         """Make ``block`` known under ``digest``; False if another block already is."""
         if digest in self._block_of:

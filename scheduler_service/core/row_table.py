@@ -32,6 +32,9 @@ class RowTable:
         num_dispatched: KV entries that exist once every dispatched plan has run.
         num_settled: KV entries confirmed by results.
         max_tokens: the log never grows longer.
+        min_tokens: a stop id ends the request only after this many tokens of its log.
+        priority, arrival: the request's; the order in which rows lose their places is theirs, backwards.
+        wants_logprobs: its sampled tokens come with log probabilities.
         block_table: int32 [max_rows, max_blocks]; num_blocks of them are valid.
         num_published: leading blocks that are in the prefix cache as this row's own; -1 = publishes no more.
         last_step: last step dispatched for the row.
@@ -51,6 +54,10 @@ class RowTable:
         self.num_dispatched = np.zeros(max_rows, np.int32)
         self.num_settled = np.zeros(max_rows, np.int32)
         self.max_tokens = np.zeros(max_rows, np.int32)
+        self.min_tokens = np.zeros(max_rows, np.int32)
+        self.priority = np.zeros(max_rows, np.int32)
+        self.arrival = np.zeros(max_rows, np.int64)
+        self.wants_logprobs = np.zeros(max_rows, np.bool_)
         self.block_table = np.zeros((max_rows, -(-max_model_len // block_size)), np.int32)
         self.num_blocks = np.zeros(max_rows, np.int32)
         self.num_published = np.zeros(max_rows, np.int32)
@@ -58,8 +65,10 @@ class RowTable:
         self.last_step = np.zeros(max_rows, np.int64)
         self.stop_token_ids = np.full((max_rows, MAX_STOP_TOKEN_IDS), _NO_TOKEN, np.int32)
         self.requests: list[Request | None] = [None] * max_rows
+        self.num_logprob_rows = 0
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._stop_width = 1
+        self._has_min_tokens = False  # so far
         self._next_admission = 0
 
     @property
@@ -85,7 +94,8 @@ class RowTable:
         """Give ``request`` a row and copy its log there; blocks and cursors start empty."""
         row = self._free_rows.pop()
         count = len(request.token_ids)
-        stops = request.stop_token_ids
+        sampling = request.sampling
+        stops = sampling.stop_token_ids
         self.requests[row] = request
         self.admission[row] = self._next_admission
         self._next_admission += 1
@@ -96,6 +106,11 @@ class RowTable:
         self.num_dispatched[row] = 0
         self.num_settled[row] = 0
         self.max_tokens[row] = request.max_total_tokens
+        self.min_tokens[row] = request.min_total_tokens
+        self.priority[row] = request.priority
+        self.arrival[row] = request.arrival
+        self.wants_logprobs[row] = sampling.num_logprobs is not None
+        self.num_logprob_rows += sampling.num_logprobs is not None
         self.num_blocks[row] = 0
         self.num_published[row] = 0
         self.table_hash[row] = 0
@@ -103,6 +118,7 @@ class RowTable:
         self.stop_token_ids[row] = _NO_TOKEN
         self.stop_token_ids[row, : len(stops)] = stops
         self._stop_width = max(self._stop_width, len(stops))
+        self._has_min_tokens |= sampling.min_tokens > 0
         request.row = row
         return row
 
@@ -112,6 +128,7 @@ class RowTable:
         request.token_ids = self.token_log[row, : self.num_tokens[row]].copy()
         request.last_step = int(self.last_step[row])
         request.row = -1
+        self.num_logprob_rows -= request.sampling.num_logprobs is not None
         self.requests[row] = None
         self.admission[row] = NO_ADMISSION
         self._free_rows.append(row)
@@ -141,7 +158,7 @@ class RowTable:
         """Append ``token_ids[i]`` to the log of ``rows[i]``, all rows distinct.
 
         Returns:
-            Per row: the token is one of its stop ids; the log has reached its greatest length.
+            Per row: the token is a stop id that ends the request; the log has reached its greatest length.
         """
         count = self.num_tokens[rows]
         self.token_log[rows, count] = token_ids
@@ -149,4 +166,6 @@ class RowTable:
         self.num_tokens[rows] = count
         stops = self.stop_token_ids[rows, : self._stop_width]
         stopped = stops[:, 0] == token_ids if self._stop_width == 1 else (stops == token_ids[:, None]).any(axis=1)
+        if self._has_min_tokens:
+            stopped &= count > self.min_tokens[rows]
         return stopped, count >= self.max_tokens[rows]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler_service.core.logprobs import LogprobColumns
 from scheduler_service.core.request import SamplingParams
 
 Int32s = NDArray[np.int32]
@@ -12,17 +13,27 @@ Int32s = NDArray[np.int32]
 SAMPLE = 1  # the row samples a token
 EXPLICIT = 2  # its input tokens come with the plan, not from last_token[row]
 
-_EMPTY = np.zeros(0, np.int32)
+NO_TOKENS = np.zeros(0, np.int32)
+_NO_FLAGS = np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request takes a row. ``block_ids`` is its whole table so far."""
+    """A request takes a row.
+
+    Attributes:
+        block_ids: its whole table so far.
+        token_ids: its whole log, where the sampling parameters need it or it is audited; else empty.
+        audit_from: where a step computes the logits before a token of the log at this position or later, the executor
+            samples again and compares; 0 = nowhere.
+    """
 
     row: int
     block_ids: Int32s
     num_prompt_tokens: int
     sampling: SamplingParams
+    token_ids: Int32s = field(default_factory=lambda: NO_TOKENS)
+    audit_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,53 +74,34 @@ class StepTimings:
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """Sampled tokens in plan order of the SAMPLE rows; ``row_status`` is empty or one uint8 per token, 0 = good."""
+class RowPromptLogprobs:
+    """Log probabilities of a row's prompt tokens at the positions from ``start_position`` on."""
 
-    step_id: int
-    token_ids: Int32s
-    row_status: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
-    timings: StepTimings = StepTimings()
-
-
-class PrefillColumns:
-    """Gathers the columns of a plan's prefill rows, which follow its decode rows."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.num_tokens: list[int] = []
-        self.start_positions: list[int] = []
-        self.flags: list[int] = []
-        self.token_ids: list[Int32s] = []
-        self.slots: list[Int32s] = []
-        self.admissions: list[Admission] = []
-
-    def add(self, row: int, start: int, token_ids: Int32s, slots: Int32s, *, samples: bool) -> None:
-        """One row's chunk: ``token_ids`` at positions from ``start`` go to ``slots``."""
-        self.rows.append(row)
-        self.num_tokens.append(len(token_ids))
-        self.start_positions.append(start)
-        self.flags.append(EXPLICIT | SAMPLE if samples else EXPLICIT)
-        self.token_ids.append(token_ids)
-        self.slots.append(slots)
+    row: int
+    start_position: int
+    logprobs: LogprobColumns
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeColumns:
-    """The decode rows of a plan: one token each, all of them sample."""
+class StepResult:
+    """What a step has brought.
 
-    rows: NDArray[np.intp]
-    start_positions: Int32s
-    slots: Int32s
-    extend_rows: Int32s
-    extend_blocks: Int32s
+    Attributes:
+        token_ids: sampled tokens in plan order of the SAMPLE rows.
+        row_status: empty, or one uint8 per token, 0 = good.
+        logprobs: one entry per sampling row that asks for it, in plan order; None when no row does.
+        prompt_logprobs: of the prompt tokens that became known.
+        audited_tokens: tokens sampled again for audits.
+        audit_mismatch_rows: rows whose log has another token there, one entry per token.
+        grammar_ended: empty, or one uint8 per token, 1 = the row's grammar is complete with it.
+    """
 
-
-def join(decode: Int32s, prefill: list[int]) -> Int32s:
-    """A plan column from its decode part and its prefill part."""
-    return np.concatenate([decode, np.array(prefill, np.int32)]) if prefill else decode
-
-
-def concatenate(parts: list[Int32s]) -> Int32s:
-    """All ``parts`` in one array; empty when there are none."""
-    return np.concatenate(parts) if parts else _EMPTY
+    step_id: int
+    token_ids: Int32s
+    row_status: NDArray[np.uint8] = field(default_factory=lambda: _NO_FLAGS)
+    timings: StepTimings = StepTimings()
+    logprobs: LogprobColumns | None = None
+    prompt_logprobs: tuple[RowPromptLogprobs, ...] = ()
+    audited_tokens: int = 0
+    audit_mismatch_rows: Int32s = field(default_factory=lambda: NO_TOKENS)
+    grammar_ended: NDArray[np.uint8] = field(default_factory=lambda: _NO_FLAGS)

@@ -1,10 +1,13 @@
 """The engine's end towards its api processes: who is attached, and whose request is whose."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from scheduler_service.core.scheduler import FinishedRequest, Outputs
+from scheduler_service.core.outputs import Outputs
 from scheduler_service.engine import api_wire
 from scheduler_service.engine.sockets import PeerUnreachableError, Router, receive_some, send
 
@@ -32,6 +35,12 @@ class Peer:
         if not 0 <= handle <= _OWN_HANDLE:
             raise api_wire.WireError(f"handle {handle} is out of range")
         return self.number << _PEER_SHIFT | handle
+
+
+def _is_of(number: int, handles: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which cluster-wide handles are those of the peer with this number."""
+    mine: NDArray[np.bool_] = handles >> _PEER_SHIFT == number
+    return mine
 
 
 class ApiPort:
@@ -76,7 +85,8 @@ class ApiPort:
         del self._routing_ids[peer.number]
         self.orphans.extend(sorted(peer.handles))
         if peer.handles:
-            logger.warning("detached %s (%s): %d requests end", routing_id.decode(), reason, len(peer.handles))
+            fields = {"api_process": routing_id.decode(), "reason": reason, "requests": len(peer.handles)}
+            logger.warning("api process detached, its requests end", extra=fields)
 
     def send(self, routing_id: bytes, frame: bytes) -> None:
         """Send a frame, or detach the process."""
@@ -97,22 +107,22 @@ class ApiPort:
             (number,) = self._routing_ids
             self._deliver_part(number, outputs)  # what is not this process's is an ended one's: it has no such handle
             return
-        owners = outputs.handles >> _PEER_SHIFT
-        finished: dict[int, list[FinishedRequest]] = {}
-        for end in outputs.finished:
-            finished.setdefault(end.handle >> _PEER_SHIFT, []).append(end)
-        for number in sorted(set(np.unique(owners).tolist()) | finished.keys()):
-            mine = owners == number
-            part = Outputs(outputs.handles[mine], outputs.token_ids[mine], finished.get(number, []))
-            self._deliver_part(number, part)
+        owners = set(np.unique(outputs.handles >> _PEER_SHIFT).tolist())
+        for news in (outputs.finished, outputs.prompt_logprobs):
+            owners.update(item.handle >> _PEER_SHIFT for item in news)
+        for number in sorted(owners):
+            self._deliver_part(number, outputs.part(partial(_is_of, number)))
 
     def _deliver_part(self, number: int, part: Outputs) -> None:
         routing_id = self._routing_ids.get(number)
         if routing_id is None:
             return
         self._peers[routing_id].handles.difference_update(end.handle for end in part.finished)
-        ends = [
-            FinishedRequest(end.handle & _OWN_HANDLE, end.reason, end.num_cached_tokens, end.message)
-            for end in part.finished
-        ]
-        self.send(routing_id, api_wire.encode_outputs(Outputs(part.handles & _OWN_HANDLE, part.token_ids, ends)))
+        own = replace(
+            part,
+            handles=part.handles & _OWN_HANDLE,
+            finished=[replace(end, handle=end.handle & _OWN_HANDLE) for end in part.finished],
+            prompt_logprobs=[replace(item, handle=item.handle & _OWN_HANDLE) for item in part.prompt_logprobs],
+            best_effort_handles=[handle & _OWN_HANDLE for handle in part.best_effort_handles],
+        )
+        self.send(routing_id, api_wire.encode_outputs(own))

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from baton_protos import engine_pb2 as pb
-from baton_protos import generation_pb2
-from baton_protos.columns import INT64, pack, unpack
+from baton_protos import execution_pb2, generation_pb2
+from baton_protos.columns import FLOAT32, INT64, pack, unpack
+from scheduler_service.core.cluster import ExecutorState
+from scheduler_service.core.logprobs import LogprobColumns
+from scheduler_service.core.outputs import FinishedRequest, Outputs, PromptLogprobs
 from scheduler_service.core.request import FinishReason, SamplingParams
-from scheduler_service.core.scheduler import FinishedRequest, Outputs
 
 _OUTCOMES = {
     FinishReason.STOP: pb.OUTCOME_STOP,
@@ -21,6 +24,12 @@ _OUTCOMES = {
     FinishReason.UNAVAILABLE: pb.OUTCOME_UNAVAILABLE,
     FinishReason.ERROR: pb.OUTCOME_ERROR,
     FinishReason.OVERLOADED: pb.OUTCOME_OVERLOADED,
+}
+
+EXECUTOR_STATES: Mapping[ExecutorState, int] = {
+    ExecutorState.SERVING: generation_pb2.EXECUTOR_STATE_SERVING,
+    ExecutorState.PAUSED: generation_pb2.EXECUTOR_STATE_PAUSED,
+    ExecutorState.DRAINING: generation_pb2.EXECUTOR_STATE_DRAINING,
 }
 
 
@@ -35,13 +44,24 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A validated request; ``handle`` is unique within its api process."""
+    """A validated request; ``handle`` is the api process's own, the rest is as ``Cluster.add_request`` has it."""
 
     handle: int
     prompt_token_ids: NDArray[np.int32]
     max_tokens: int
-    stop_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    output_token_ids: NDArray[np.int32]
+    cache_salt: bytes
+    priority: int
+    queue_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Requests whose readers do not keep up, and those whose readers do again."""
+
+    held: list[int]
+    released: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +119,9 @@ class ExecutorStatus:
     starved_us: int
     device_us: int
     stale_tokens: int
+    state: int
+    audited_tokens: int
+    audit_mismatches: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +136,24 @@ class Status:
     dropped_frames: dict[str, int] = field(default_factory=dict)
 
 
-ToEngine = Attach | Submit | Abort | ForwardAbort | StatusQuery
+class ExecutorAction(Enum):
+    """What an operator may ask of an executor."""
+
+    PAUSE = pb.EXECUTOR_ACTION_PAUSE
+    RESUME = pb.EXECUTOR_ACTION_RESUME
+    DRAIN = pb.EXECUTOR_ACTION_DRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorCommand:
+    """An operator's order; answered under its ``query_id``."""
+
+    query_id: int
+    executor_id: str
+    action: ExecutorAction
+
+
+ToEngine = Attach | Submit | Abort | Hold | ForwardAbort | StatusQuery | ExecutorCommand
 
 
 def decode(frame: bytes) -> ToEngine:
@@ -129,12 +169,17 @@ def decode(frame: bytes) -> ToEngine:
                 return _decode_submit(message.submit)
             case "abort":
                 return Abort(unpack(message.abort.handles, INT64).tolist())
+            case "hold":
+                return Hold(unpack(message.hold.held, INT64).tolist(), unpack(message.hold.released, INT64).tolist())
             case "forward_abort":
                 return ForwardAbort()
             case "attach":
                 return Attach()
             case "status":
                 return StatusQuery(message.status.query_id)
+            case "executor_command":
+                command = message.executor_command
+                return ExecutorCommand(command.query_id, command.executor_id, ExecutorAction(command.action))
             case kind:
                 raise WireError(f"unexpected body {kind}")
     except (DecodeError, ValueError) as error:
@@ -142,13 +187,32 @@ def decode(frame: bytes) -> ToEngine:
 
 
 def _decode_submit(submit: pb.Submit) -> Submit:
-    sampling = submit.sampling
+    if submit.sampling.min_tokens > submit.max_tokens:
+        raise WireError(f"min_tokens {submit.sampling.min_tokens} exceeds max_tokens {submit.max_tokens}")
     return Submit(
         handle=submit.handle,
         prompt_token_ids=unpack(submit.prompt_token_ids),
         max_tokens=submit.max_tokens,
+        sampling=decode_sampling(submit.sampling),
+        output_token_ids=unpack(submit.output_token_ids),
+        cache_salt=submit.cache_salt,
+        priority=submit.priority,
+        queue_timeout=submit.queue_timeout_ms / 1e3,
+    )
+
+
+def decode_sampling(sampling: execution_pb2.RowSampling) -> SamplingParams:
+    """Sampling parameters as the core has them."""
+    has_penalty = sampling.repetition_penalty or sampling.frequency_penalty or sampling.presence_penalty
+    num_prompt_logprobs = sampling.num_prompt_logprobs if sampling.HasField("num_prompt_logprobs") else None
+    return SamplingParams(
+        encoded=sampling.SerializeToString(),
+        seed=sampling.seed,
         stop_token_ids=tuple(unpack(sampling.stop_token_ids).tolist()),
-        sampling=SamplingParams(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
+        min_tokens=sampling.min_tokens,
+        num_logprobs=sampling.num_logprobs if sampling.HasField("num_logprobs") else None,
+        num_prompt_logprobs=num_prompt_logprobs,
+        needs_log=bool(has_penalty or sampling.grammar or num_prompt_logprobs is not None),
     )
 
 
@@ -159,6 +223,13 @@ def encode_outputs(outputs: Outputs) -> bytes:
         token_ids=pack(outputs.token_ids),
         finished=[_encode_finished(end) for end in outputs.finished],
     )
+    if outputs.best_effort_handles:
+        batch.best_effort_handles = pack(outputs.best_effort_handles, INT64)
+    if outputs.logprobs is not None:
+        batch.logprob_indices = pack(outputs.logprob_indices)
+        batch.logprobs.CopyFrom(_encode_logprobs(outputs.logprobs))
+    if outputs.prompt_logprobs:
+        batch.prompt_logprobs.extend([_encode_prompt_logprobs(item) for item in outputs.prompt_logprobs])
     return pb.FromEngine(outputs=batch).SerializeToString()
 
 
@@ -168,6 +239,25 @@ def _encode_finished(end: FinishedRequest) -> pb.FinishedRequest:
         outcome=_OUTCOMES[end.reason],
         cached_tokens=end.num_cached_tokens,
         message=end.message,
+        queue_us=end.queue_us,
+        stop_token_id=end.stop_token_id,
+        executor_losses=end.executor_losses,
+    )
+
+
+def _encode_prompt_logprobs(item: PromptLogprobs) -> pb.PromptLogprobs:
+    return pb.PromptLogprobs(
+        handle=item.handle, start_position=item.start_position, logprobs=_encode_logprobs(item.logprobs)
+    )
+
+
+def _encode_logprobs(logprobs: LogprobColumns) -> execution_pb2.LogprobColumns:
+    return execution_pb2.LogprobColumns(
+        logprobs=pack(logprobs.logprobs, FLOAT32),
+        ranks=pack(logprobs.ranks),
+        top_counts=pack(logprobs.top_counts),
+        top_token_ids=pack(logprobs.top_token_ids),
+        top_logprobs=pack(logprobs.top_logprobs, FLOAT32),
     )
 
 
@@ -187,6 +277,12 @@ def encode_limits(limits: Limits) -> bytes:
 def encode_forward_abort(frame: bytes) -> bytes:
     """The frame that passes on a ForwardAbort ``frame`` of another api process."""
     return pb.FromEngine(forward_abort=pb.ToEngine.FromString(frame).forward_abort).SerializeToString()
+
+
+def encode_command_result(query_id: int, known: bool) -> bytes:
+    """The answer to an ExecutorCommand: whether there is such an executor."""
+    result = pb.ExecutorCommandResult(query_id=query_id, known=known)
+    return pb.FromEngine(executor_command=result).SerializeToString()
 
 
 def encode_status(status: Status) -> bytes:

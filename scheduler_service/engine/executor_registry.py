@@ -3,17 +3,29 @@
 import hashlib
 import logging
 from collections import Counter, deque
-from dataclasses import dataclass, field
-from enum import Enum
 
-from scheduler_service.core.inflight import MAX_RUN_AHEAD
 from scheduler_service.core.scheduler import ExecutorCapacity
 from scheduler_service.core.step_plan import StepPlan, StepResult
+from scheduler_service.engine.executor_session import (
+    Event,
+    ExecutorJoined,
+    ExecutorLeaving,
+    ExecutorLost,
+    Loss,
+    Outgoing,
+    Probed,
+    Session,
+    StepFinished,
+)
 from scheduler_service.engine.executor_wire import (
+    Census,
+    Drain,
     Fault,
+    FromExecutor,
     Header,
     Heartbeat,
     Hello,
+    Probe,
     Ready,
     Welcome,
     WireError,
@@ -24,74 +36,14 @@ from scheduler_service.engine.executor_wire import (
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL = 0.25  # seconds
+# After some connection has broken, heartbeats find out whose: the socket forgets a peer a moment after it says so.
+_SUSPICION_SECONDS = 0.1
+_SUSPICIOUS_INTERVAL = 0.01
 _MAX_EXECUTORS = 1024
 _MAX_NAME = 128
 _MAX_ROWS = 65_536
 _MAX_TOKENS = 1 << 24
 _MAX_BLOCKS = 1 << 30
-
-
-class Loss(Enum):
-    """What ended a session with an executor that took plans."""
-
-    LEASE = "lease"  # it was silent for too long
-    CONNECTION = "connection"
-    RESTART = "restart"  # it asked for a new session
-    FAULT = "fault"  # it reported that it cannot go on
-    RESULT = "result"  # it answered what cannot be
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorJoined:
-    """Takes plans from step 1 on."""
-
-    executor_id: str
-    hello: Hello
-    capacity: ExecutorCapacity
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorLost:
-    """Takes no more plans; what it had not answered is void."""
-
-    executor_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepFinished:
-    """The result of the executor's oldest step in flight."""
-
-    executor_id: str
-    result: StepResult
-
-
-Event = ExecutorJoined | ExecutorLost | StepFinished
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A frame for the peer with this ZeroMQ routing id."""
-
-    routing_id: bytes
-    frame: bytes
-
-
-@dataclass(slots=True)
-class Session:
-    """One epoch with one executor. ``unreceived`` are plans that the executor has not acknowledged, oldest first."""
-
-    routing_id: bytes
-    hello: Hello
-    boot_id: int
-    epoch: int
-    last_heard: float
-    is_ready: bool = False
-    seq: int = 0
-    dispatched: int = 0
-    settled: int = 0
-    unreceived: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_RUN_AHEAD))
-    missing_since: tuple[int, int] = (0, 0)  # (received, dispatched) as of the heartbeat before
 
 
 class ExecutorRegistry:
@@ -104,10 +56,17 @@ class ExecutorRegistry:
         self._scheduler_id = scheduler_id
         self._lease = lease
         self._sessions: dict[str, Session] = {}
+        self._lost: dict[bytes, Session] = {}  # by routing id: their executors may still be there
         self._epochs: Counter[str] = Counter()
         self._model_fingerprint = ""
         self._kernel_fingerprint = ""
         self._next_heartbeat = 0.0
+        self._suspicious_until = 0.0
+
+    @property
+    def next_tick(self) -> float:
+        """When ``tick`` has something to do."""
+        return self._next_heartbeat
 
     @property
     def sessions(self) -> dict[str, Session]:
@@ -130,43 +89,45 @@ class ExecutorRegistry:
             return []
         if isinstance(body, Hello):
             return self._receive_hello(routing_id, header, body, now)
+        if isinstance(body, Probe):
+            return [Probed(routing_id, header.boot_id, body.nonce)]
         session = self._session_of(routing_id, header)
         if session is None:
-            self._drop("foreign frame")
+            self._receive_foreign(routing_id, header, body, now)
             return []
         session.last_heard = now
         self._forget_received(session, header.acked)
-        match body:
-            case StepResult():
-                return self._receive_result(session, body)
-            case Heartbeat():
-                self._resend_plans(session, body.last_step)
-                return []
-            case Ready():
-                return self._receive_ready(session)
-            case Fault():
-                reason = f"{body.code} in step {body.step_id}: {body.message}"
-                return self.lose(session.hello.executor_id, Loss.FAULT, reason)
+        return self._receive_in_session(session, body, now)
 
-    def dispatch(self, executor_id: str, plan: StepPlan) -> None:
+    def dispatch(self, executor_id: str, plan: StepPlan, now: float) -> None:
         """Send a plan; it is kept until the executor has acknowledged it."""
         session = self._sessions[executor_id]
         frame = encode(self._header(session), plan)
         session.dispatched = plan.step_id
         session.unreceived.append((plan.step_id, frame))
+        session.watch.dispatched(len(plan.slot_mapping), now)
         self.outgoing.append(Outgoing(session.routing_id, frame))
 
     def tick(self, now: float) -> list[Event]:
-        """Send heartbeats when they are due; end the sessions whose lease has run out."""
+        """Send heartbeats when they are due; end the sessions that are silent or stuck."""
         if now < self._next_heartbeat:
             return []
-        self._next_heartbeat = now + HEARTBEAT_INTERVAL
-        silent = [s for s in self._sessions.values() if now - s.last_heard > self._lease]
-        events = [event for s in silent for event in self.lose(s.hello.executor_id, Loss.LEASE, "its lease ran out")]
+        self._next_heartbeat = now + (_SUSPICIOUS_INTERVAL if now < self._suspicious_until else HEARTBEAT_INTERVAL)
+        events: list[Event] = []
+        for executor_id, session in list(self._sessions.items()):
+            if now - session.last_heard > self._lease:
+                events += self.lose(executor_id, Loss.LEASE, "its lease ran out")
+            elif (seconds := session.watch.overdue(now)) > 0:
+                events += self.lose(executor_id, Loss.STUCK, f"a step has been running for {seconds:.1f} s")
         for session in self._sessions.values():
             if session.is_ready:
                 self._send(session, Heartbeat(session.dispatched, session.settled))
         return events
+
+    def suspect(self, now: float) -> None:
+        """Some connection has broken: find out whose, at once."""
+        self._suspicious_until = now + _SUSPICION_SECONDS
+        self._next_heartbeat = now
 
     def unreachable(self, routing_id: bytes) -> list[Event]:
         """The socket knows no peer with this routing id any more."""
@@ -178,10 +139,39 @@ class ExecutorRegistry:
     def lose(self, executor_id: str, loss: Loss, reason: str) -> list[Event]:
         """End a session; ``reason`` is for a person. An event only if the executor took plans."""
         session = self._sessions.pop(executor_id, None)
-        if session is None or not session.is_ready:
+        if session is None:
+            return []
+        if loss is not Loss.RESTART:
+            self._remember(session)
+        if not session.is_ready:
             return []
         self.losses[loss] += 1
         return [ExecutorLost(executor_id, reason)]
+
+    def leaving(self) -> list[str]:
+        """Executors that are to be let go as soon as they hold nothing."""
+        return [executor_id for executor_id, session in self._sessions.items() if session.is_leaving]
+
+    def drain(self, executor_id: str) -> None:
+        """Have an executor leave for good once it holds nothing."""
+        session = self._sessions[executor_id]
+        session.is_leaving, session.redirect = True, ""
+
+    def keep(self, executor_id: str) -> None:
+        """Take back ``drain``. An executor that wants to leave will say so again."""
+        self._sessions[executor_id].is_leaving = False
+
+    def release(self, executor_id: str) -> None:
+        """Let an executor go: for good, or to where it wanted to go."""
+        session = self._sessions.pop(executor_id)
+        self._send(session, Drain(session.redirect))
+
+    def send_census(self, probed: Probed, queued_requests: int) -> None:
+        """Tell an executor how much it is needed."""
+        serving = sum(not session.is_leaving for session in self._sessions.values())
+        header = Header("", probed.boot_id, 0, 0, 0)
+        frame = encode(header, Census(probed.nonce, serving, queued_requests))
+        self.outgoing.append(Outgoing(probed.routing_id, frame))
 
     # -------------------------------------------------------------------- Hello
 
@@ -192,16 +182,37 @@ class ExecutorRegistry:
             self._send(known, self._welcome(hello, ""))
             return []
         reason = self._objection(hello)
-        events = [] if reason else self.lose(hello.executor_id, Loss.RESTART, "it started anew")
-        if not reason:
-            self._epochs[hello.executor_id] += 1
-        session = Session(routing_id, hello, header.boot_id, self._epochs[hello.executor_id], now)
         if reason:
-            logger.warning("refused executor %.128r: %s", hello.executor_id, reason)
-        else:
-            self._sessions[hello.executor_id] = session
-        self._send(session, self._welcome(hello, reason))
+            logger.warning("executor refused", extra={"executor_id": hello.executor_id[:_MAX_NAME], "reason": reason})
+            self._send(Session(routing_id, hello, header.boot_id, 0, now), self._welcome(hello, reason))
+            return []
+        events = self.lose(hello.executor_id, Loss.RESTART, "it started anew")
+        self._lost.pop(routing_id, None)
+        self._open(routing_id, header, hello, now)
         return events
+
+    def _remember(self, session: Session) -> None:
+        if len(self._lost) >= _MAX_EXECUTORS:
+            del self._lost[next(iter(self._lost))]
+        self._lost[session.routing_id] = session
+
+    def _receive_foreign(self, routing_id: bytes, header: Header, body: FromExecutor, now: float) -> None:
+        """A frame of no session. An executor that does not know yet that its session is over gets a new one."""
+        self._drop("foreign frame")
+        lost = self._lost.get(routing_id)
+        if lost is None or lost.boot_id != header.boot_id or header.scheduler_id != self._scheduler_id:
+            return
+        if isinstance(body, Drain):  # it holds nothing here
+            self._send(lost, body)
+        elif header.epoch <= lost.epoch and lost.hello.executor_id not in self._sessions:
+            del self._lost[routing_id]
+            self._open(routing_id, header, lost.hello, now)
+
+    def _open(self, routing_id: bytes, header: Header, hello: Hello, now: float) -> None:
+        self._epochs[hello.executor_id] += 1
+        session = Session(routing_id, hello, header.boot_id, self._epochs[hello.executor_id], now)
+        self._sessions[hello.executor_id] = session
+        self._send(session, self._welcome(hello, ""))
 
     def _objection(self, hello: Hello) -> str:
         """Why an executor cannot be used; empty if it can."""
@@ -252,16 +263,49 @@ class ExecutorRegistry:
             max_batched_tokens=hello.max_batched_tokens,
             max_model_len=hello.max_model_len,
             vocab_size=hello.vocab_size,
+            arithmetic=hello.kernel_fingerprint if "exact" in hello.features else None,
         )
         return [ExecutorJoined(hello.executor_id, hello, capacity)]
 
     # -------------------------------------------------------------------- steps
 
-    def _receive_result(self, session: Session, result: StepResult) -> list[Event]:
+    def _receive_in_session(
+        self, session: Session, body: StepResult | Heartbeat | Ready | Drain | Fault, now: float
+    ) -> list[Event]:
+        match body:
+            case StepResult():
+                return self._receive_result(session, body, now)
+            case Heartbeat():
+                self._resend_plans(session, body.last_step)
+                return []
+            case Ready():
+                return self._receive_ready(session)
+            case Drain():
+                return self._receive_drain(session, body)
+            case Fault():
+                reason = f"{body.code} in step {body.step_id}: {body.message}"
+                return self.lose(session.hello.executor_id, Loss.FAULT, reason)
+
+    def _receive_drain(self, session: Session, drain: Drain) -> list[Event]:
+        if session.is_leaving or (drain.redirect and not self._can_spare_one()):
+            return []
+        session.is_leaving, session.redirect = True, drain.redirect
+        if not session.is_ready:
+            self.release(session.hello.executor_id)
+            return []
+        return [ExecutorLeaving(session.hello.executor_id, drain.redirect)]
+
+    def _can_spare_one(self) -> bool:
+        """Whether one executor may go to another scheduler: one at a time, and never the last."""
+        ready = [session for session in self._sessions.values() if session.is_ready]
+        return len(ready) > 1 and not any(session.is_leaving for session in ready)
+
+    def _receive_result(self, session: Session, result: StepResult, now: float) -> list[Event]:
         if result.step_id != session.settled + 1:
             self._drop("repeated result" if result.step_id <= session.settled else "result after a gap")
             return []
         session.settled = result.step_id
+        session.watch.settled(result.timings.device_us / 1e6, now)
         return [StepFinished(session.hello.executor_id, result)]
 
     def _forget_received(self, session: Session, received: int) -> None:
@@ -291,7 +335,7 @@ class ExecutorRegistry:
         session.seq += 1
         return Header(self._scheduler_id, session.boot_id, session.epoch, session.seq, session.settled)
 
-    def _send(self, session: Session, body: Welcome | Heartbeat) -> None:
+    def _send(self, session: Session, body: Welcome | Heartbeat | Drain) -> None:
         self.outgoing.append(Outgoing(session.routing_id, encode(self._header(session), body)))
 
     def _drop(self, reason: str, detail: str = "") -> None:

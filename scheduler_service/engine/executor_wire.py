@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from baton_protos import execution_pb2 as pb
-from baton_protos.columns import UINT8, UINT32, pack, unpack
-from scheduler_service.core.step_plan import Admission, StepPlan, StepResult, StepTimings
+from baton_protos.columns import FLOAT32, UINT8, UINT32, pack, unpack
+from scheduler_service.core.logprobs import LogprobColumns
+from scheduler_service.core.step_plan import Admission, RowPromptLogprobs, StepPlan, StepResult, StepTimings
 
 PROTOCOL_VERSION = 1
 
@@ -43,6 +44,7 @@ class Hello:
     num_blocks: int
     max_rows: int
     max_batched_tokens: int
+    features: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,30 @@ class Fault:
     message: str
 
 
-FromExecutor = Hello | Ready | StepResult | Heartbeat | Fault
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """From an executor: it wants to leave. From the scheduler: it is let go. ``redirect``: to another scheduler."""
+
+    redirect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An executor asks how much this scheduler needs it."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The answer: executors that take plans, and requests that wait for one."""
+
+    nonce: int
+    executors: int
+    queued_requests: int
+
+
+FromExecutor = Hello | Ready | StepResult | Heartbeat | Fault | Drain | Probe
 
 
 def decode(frame: bytes) -> tuple[Header, FromExecutor]:
@@ -110,6 +135,10 @@ def _decode_body(envelope: pb.Envelope) -> FromExecutor:
             fault = envelope.fault
             code = pb.FaultCode.Name(fault.code) if fault.code in pb.FaultCode.values() else str(fault.code)
             return Fault(fault.step_id, code.removeprefix("FAULT_CODE_"), fault.message)
+        case "drain":
+            return Drain(envelope.drain.redirect)
+        case "probe":
+            return Probe(envelope.probe.nonce)
         case kind:
             raise WireError(f"unexpected body {kind}")
 
@@ -129,6 +158,7 @@ def _decode_hello(hello: pb.Hello) -> Hello:
         num_blocks=hello.num_blocks,
         max_rows=hello.max_rows,
         max_batched_tokens=hello.max_batched_tokens,
+        features=tuple(hello.features),
     )
 
 
@@ -140,12 +170,31 @@ def _decode_result(result: pb.StepResult) -> StepResult:
             token_ids=unpack(result.token_ids),
             row_status=unpack(result.row_status, UINT8),
             timings=StepTimings(timings.queued_us, timings.device_us, timings.starved_us, timings.plans_queued),
+            logprobs=_decode_logprobs(result.logprobs) if result.HasField("logprobs") else None,
+            prompt_logprobs=tuple(_decode_prompt_logprobs(item) for item in result.prompt_logprobs),
+            audited_tokens=result.audited_tokens,
+            audit_mismatch_rows=unpack(result.audit_mismatch_rows),
+            grammar_ended=unpack(result.grammar_ended, UINT8),
         )
     except ValueError as error:
         raise WireError("a column of a result is cut short") from error
 
 
-def encode(header: Header, body: Welcome | StepPlan | Heartbeat) -> bytes:
+def _decode_prompt_logprobs(item: pb.RowPromptLogprobs) -> RowPromptLogprobs:
+    return RowPromptLogprobs(item.row, item.start_position, _decode_logprobs(item.logprobs))
+
+
+def _decode_logprobs(columns: pb.LogprobColumns) -> LogprobColumns:
+    return LogprobColumns(
+        logprobs=unpack(columns.logprobs, FLOAT32),
+        ranks=unpack(columns.ranks),
+        top_counts=unpack(columns.top_counts),
+        top_token_ids=unpack(columns.top_token_ids),
+        top_logprobs=unpack(columns.top_logprobs, FLOAT32),
+    )
+
+
+def encode(header: Header, body: Welcome | StepPlan | Heartbeat | Drain | Census) -> bytes:
     """One frame to an executor."""
     envelope = pb.Envelope(
         version=PROTOCOL_VERSION,
@@ -167,6 +216,12 @@ def encode(header: Header, body: Welcome | StepPlan | Heartbeat) -> bytes:
             envelope.welcome.reject_reason = body.reject_reason
             envelope.welcome.heartbeat_ms = body.heartbeat_ms
             envelope.welcome.lease_ms = body.lease_ms
+        case Drain():
+            envelope.drain.redirect = body.redirect
+        case Census():
+            envelope.census.nonce = body.nonce
+            envelope.census.executors = body.executors
+            envelope.census.queued_requests = body.queued_requests
     return envelope.SerializeToString()
 
 
@@ -189,12 +244,12 @@ def _encode_plan(plan: StepPlan) -> pb.StepPlan:
 
 
 def _encode_admission(admission: Admission) -> pb.Admission:
-    sampling = admission.sampling
-    return pb.Admission(
+    encoded = pb.Admission(
         row=admission.row,
         block_ids=pack(admission.block_ids),
-        sampling=pb.RowSampling(
-            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed
-        ),
         prompt_len=admission.num_prompt_tokens,
+        token_ids=pack(admission.token_ids),
+        audit_from=admission.audit_from,
     )
+    encoded.sampling.MergeFromString(admission.sampling.encoded)
+    return encoded

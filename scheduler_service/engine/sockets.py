@@ -1,19 +1,28 @@
 """The engine's ZeroMQ sockets. A peer that is gone or does not read is an error here, never a wait."""
 
+from collections.abc import Container
+from typing import TYPE_CHECKING
+
 import zmq
+
+if TYPE_CHECKING:  # loaded where keys are used only
+    from scheduler_service.engine.curve import CurveKey
 
 Router = zmq.Socket[bytes]
 
 _MAX_FRAME_BYTES = 64 << 20
 _FRAMES_PER_TURN = 512  # then the loop looks at its other duties
+_HANDSHAKE_MS = 5_000  # strangers that connect and say nothing are sent away
 
 
 class PeerUnreachableError(Exception):
     """The socket knows no such peer, or its queue is full."""
 
 
-def bind_router(context: "zmq.Context[Router]", endpoint: str, high_water_mark: int) -> Router:
-    """A ROUTER bound to ``endpoint``, which may end in port 0.
+def bind_router(
+    context: "zmq.Context[Router]", endpoint: str, high_water_mark: int, curve: "CurveKey | None" = None
+) -> Router:
+    """A ROUTER bound to ``endpoint``, which may end in port 0; with ``curve`` it takes encrypted connections only.
 
     Raises:
         zmq.ZMQError: the endpoint cannot be bound.
@@ -25,6 +34,9 @@ def bind_router(context: "zmq.Context[Router]", endpoint: str, high_water_mark: 
     socket.setsockopt(zmq.SNDHWM, high_water_mark)
     socket.setsockopt(zmq.RCVHWM, high_water_mark)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    if curve is not None:
+        curve.protect(socket)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError:
@@ -38,8 +50,16 @@ def bound_endpoint(socket: Router) -> str:
     return bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
 
-def receive_some(socket: Router) -> list[tuple[bytes, bytes]]:
-    """What has arrived: (routing id, frame) pairs, a bounded number of them."""
+def receive_some(socket: Router, allowed: Container[str] | None = None) -> list[tuple[bytes, bytes]]:
+    """What has arrived: (routing id, frame) pairs, a bounded number of them.
+
+    Args:
+        socket: a ROUTER.
+        allowed: on a socket with CURVE, the keys whose frames are wanted: a key may be revoked while its owner is
+            connected.
+    """
+    if allowed is not None:
+        return _receive_from(socket, allowed)
     received = []
     for _ in range(_FRAMES_PER_TURN):
         try:
@@ -48,6 +68,18 @@ def receive_some(socket: Router) -> list[tuple[bytes, bytes]]:
             break
         if len(parts) == 2:
             received.append((parts[0], parts[1]))
+    return received
+
+
+def _receive_from(socket: Router, allowed: Container[str]) -> list[tuple[bytes, bytes]]:
+    received = []
+    for _ in range(_FRAMES_PER_TURN):
+        try:
+            parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)  # only such frames know their sender's key
+        except zmq.Again:
+            break
+        if len(parts) == 2 and parts[1].get("User-Id") in allowed:
+            received.append((parts[0].bytes, parts[1].bytes))
     return received
 
 

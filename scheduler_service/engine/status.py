@@ -1,15 +1,16 @@
 """The cluster's state for a status query: numbers that exist anyway, gathered only when somebody asks."""
 
-from scheduler_service.core.cluster import Cluster
+from scheduler_service.core.cluster import Cluster, ExecutorState
 from scheduler_service.core.scheduler import Scheduler
-from scheduler_service.engine.api_wire import ExecutorStatus, Status
-from scheduler_service.engine.executor_registry import ExecutorRegistry, Loss, Session
+from scheduler_service.engine.api_wire import EXECUTOR_STATES, ExecutorStatus, Status
+from scheduler_service.engine.executor_registry import ExecutorRegistry
+from scheduler_service.engine.executor_session import Loss, Session
 
 
 def cluster_status(query_id: int, cluster: Cluster, registry: ExecutorRegistry, now: float) -> Status:
     """All executors that take plans, in the order in which they joined."""
     executors = [
-        _executor_status(scheduler, registry.sessions[executor_id])
+        _executor_status(scheduler, registry.sessions[executor_id], cluster.state(executor_id))
         for executor_id, scheduler in cluster.executors.items()
     ]
     oldest = cluster.oldest_queued_at
@@ -23,7 +24,7 @@ def cluster_status(query_id: int, cluster: Cluster, registry: ExecutorRegistry, 
     )
 
 
-def _executor_status(scheduler: Scheduler, session: Session) -> ExecutorStatus:
+def _executor_status(scheduler: Scheduler, session: Session, state: ExecutorState) -> ExecutorStatus:
     pool, stats, capacity = scheduler.kv.pool, scheduler.stats, scheduler.capacity
     return ExecutorStatus(
         executor_id=session.hello.executor_id,
@@ -46,4 +47,7 @@ def _executor_status(scheduler: Scheduler, session: Session) -> ExecutorStatus:
         starved_us=stats.starved_us,
         device_us=stats.device_us,
         stale_tokens=stats.stale_tokens,
+        state=EXECUTOR_STATES[state],
+        audited_tokens=stats.audited_tokens,
+        audit_mismatches=stats.audit_mismatches,
     )

@@ -89,6 +89,18 @@ _EXECUTOR_METRICS = (
         "Tokens sampled for requests that had ended meanwhile: the price of running ahead.",
         lambda one: one.stale_tokens,
     ),
+    _Executors(
+        CounterMetricFamily,
+        "baton_failover_audited_tokens",
+        "Tokens that the executor sampled again when streams went on there, to compare them with what had been sent.",
+        lambda one: one.audited_tokens,
+    ),
+    _Executors(
+        CounterMetricFamily,
+        "baton_failover_replay_mismatch",
+        "Audited tokens that differ from what had been sent: those streams do not go on exactly.",
+        lambda one: one.audit_mismatches,
+    ),
 )
 
 

@@ -1,13 +1,16 @@
 """Short ways to schedulers and requests for tests."""
 
+from typing import Any
+
 import numpy as np
 
+from scheduler_service.core.outputs import Outputs
 from scheduler_service.core.request import Request, SamplingParams
-from scheduler_service.core.scheduler import ExecutorCapacity, Outputs, Scheduler
+from scheduler_service.core.scheduler import ExecutorCapacity, Scheduler
 from scheduler_service.core.step_plan import SAMPLE, StepPlan, StepResult, StepTimings
 
 NO_TIMINGS = StepTimings()
-GREEDY = SamplingParams(0.0, 0, 1.0, 0)
+GREEDY = SamplingParams()
 
 
 def capacity(
@@ -16,12 +19,15 @@ def capacity(
     return ExecutorCapacity(block_size, num_blocks, max_rows, max_batched_tokens, max_model_len, vocab_size=1000)
 
 
-def request(handle: int, prompt: list[int], max_tokens: int = 8, stop_token_ids: tuple[int, ...] = ()) -> Request:
-    return Request(handle, handle, np.array(prompt, np.int32), max_tokens, GREEDY, stop_token_ids)
+def request(
+    handle: int, prompt: list[int], max_tokens: int = 8, stop_token_ids: tuple[int, ...] = (), **more: Any
+) -> Request:
+    sampling = more.pop("sampling", SamplingParams(stop_token_ids=stop_token_ids))
+    return Request(handle, handle, np.array(prompt, np.int32), max_tokens, sampling, **more)
 
 
-def schedule(scheduler: Scheduler) -> StepPlan:
-    plan = scheduler.schedule()
+def schedule(scheduler: Scheduler, now: float = 0.0) -> StepPlan:
+    plan = scheduler.schedule(now)
     assert plan is not None
     return plan
 

@@ -2,29 +2,25 @@
 
 import os
 import random
-from collections import deque
+from collections import Counter
 
-import numpy as np
 import pytest
 
-from scheduler_service.core.cluster import Cluster
-from scheduler_service.core.invariants import check_integrity
 from scheduler_service.core.request import FinishReason, SamplingParams
 from scheduler_service.core.scheduler import ExecutorCapacity
-from scheduler_service.core.step_plan import StepResult
-from tests.fakes.shadow_executor import ShadowExecutor, oracle
+from tests.core.world import STATS, World
+from tests.fakes.shadow_executor import GRAMMAR, POISON
 
 VOCAB = 61
-SEEDS = int(os.environ.get("BATON_SIMULATION_SEEDS", "40"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "40"))
 
 
 class Simulation:
-    """Callers, a cluster and its executors under one random generator."""
+    """A world under one random generator. Either executors die by themselves, or poisonous requests kill them."""
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
-        self.cluster = Cluster(10_000, rng.choice([None, 1, 2, 3, 5, 8]))
-        self.capacities = {
+        capacities = {
             f"executor-{i}": ExecutorCapacity(
                 block_size=rng.choice([2, 4, 8]),
                 num_blocks=rng.randint(12, 40),
@@ -35,133 +31,108 @@ class Simulation:
             )
             for i in range(rng.randint(1, 3))
         }
-        self.shadows: dict[str, ShadowExecutor] = {}
-        self.in_flight: dict[str, deque[StepResult]] = {}
-        for name in self.capacities:
-            self.join(name)
-        self.expected: dict[int, list[int]] = {}
-        self.outputs: dict[int, list[int]] = {}
-        self.ends: dict[int, FinishReason] = {}
-        self.stats = {"preemptions": 0, "prefix_hit_tokens": 0, "stale_tokens": 0}
-
-    def join(self, name: str) -> None:
-        self.cluster.executor_ready(name, self.capacities[name])
-        self.shadows[name] = ShadowExecutor(self.capacities[name])
-        self.in_flight[name] = deque()
+        self.world = World(rng.choice([None, 1, 2, 3, 5, 8]), capacities, VOCAB)
+        self.has_poison = rng.random() < 0.4
+        self.has_priorities = rng.random() < 0.5
+        self.has_slow_readers = rng.random() < 0.5
 
     def submit(self) -> None:
-        rng, handle = self.rng, len(self.expected)
+        rng, world = self.rng, self.world
         family = rng.randint(0, 2)
         prompt = [(family * 31 + i * 7) % VOCAB for i in range(rng.randint(0, 24))]
         prompt += [rng.randrange(VOCAB) for _ in range(rng.randint(1, 6))]
-        most = self.cluster.max_total_tokens - len(prompt)
+        most = world.cluster.max_total_tokens - len(prompt)
         if most < 1:
             return
         max_tokens = rng.randint(1, min(most, 30))
-        stops = tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 1, 4])))
-        sampling = SamplingParams(1.0, 0, 1.0, rng.randint(0, 2))
-        assert self.cluster.add_request(handle, np.array(prompt, np.int32), max_tokens, sampling, stops, 0.0) is None
-        self.expected[handle] = oracle(prompt, max_tokens, sampling.seed, stops, VOCAB)
-        self.outputs[handle] = []
+        wants_prompt = rng.random() < 0.1
+        sampling = SamplingParams(
+            encoded=rng.choice([b"", b"", b"", GRAMMAR]),
+            seed=rng.randint(0, 2),
+            stop_token_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 1, 4]))),
+            min_tokens=rng.choice([0, 0, 5]),
+            num_logprobs=rng.choice([None, None, 0, 3]),
+            num_prompt_logprobs=rng.randint(0, 2) if wants_prompt else None,
+            needs_log=wants_prompt or rng.random() < 0.2,
+        )
+        if self.has_poison and rng.random() < 0.05:
+            sampling = SamplingParams(encoded=POISON, seed=rng.randint(0, 2))
+        world.submit(
+            prompt,
+            max_tokens,
+            sampling,
+            given=rng.choice([0, 0, 0, rng.randint(1, 20)]) if sampling.encoded != POISON else 0,
+            timeout=rng.choice([0.0, 0.0, 0.01, 0.1]),
+            priority=rng.randint(-2, 2) if self.has_priorities else 0,
+            cache_salt=rng.choice([b"", b"", b"s" * 32]),
+        )
 
-    def dispatch(self, name: str) -> bool:
-        plan = self.cluster.schedule(name)
-        if plan is not None:
-            self.in_flight[name].append(self.shadows[name].execute(plan))
-        return plan is not None
+    def hold(self) -> None:
+        live = self.world.live()
+        if not live:
+            return
+        handle = self.rng.choice(live)
+        self.world.hold(handle, not self.world.callers[handle].is_held)
 
-    def settle(self, name: str) -> bool:
-        if not self.in_flight[name]:
-            return False
-        outputs = self.cluster.settle(name, self.in_flight[name].popleft())
-        for handle, token in zip(outputs.handles.tolist(), outputs.token_ids.tolist(), strict=True):
-            assert handle not in self.ends
-            self.outputs[handle].append(token)
-        for end in outputs.finished:
-            assert end.handle not in self.ends
-            self.ends[end.handle] = end.reason
-        return True
-
-    def abort(self) -> None:
-        live = [handle for handle in self.expected if handle not in self.ends]
-        if live:
-            handle = self.rng.choice(live)
-            end = self.cluster.abort(handle)
-            assert end is not None
-            self.ends[handle] = end.reason
+    def change_executor(self, name: str) -> None:
+        cluster = self.world.cluster
+        self.rng.choice([cluster.pause_executor, cluster.drain_executor, cluster.resume_executor])(name)
 
     def lose(self, name: str) -> None:
-        self.keep_stats(name)
-        self.cluster.executor_lost(name, 0.0)
-        if self.rng.random() < 0.8 or len(self.shadows) == 1:
-            self.join(name)
-        else:
-            del self.shadows[name], self.in_flight[name]
-
-    def keep_stats(self, name: str) -> None:
-        for key in self.stats:
-            self.stats[key] += getattr(self.cluster.executors[name].stats, key)
+        if self.has_poison:
+            return
+        self.world.lose(name)
+        if self.rng.random() < 0.8 or not self.world.shadows:
+            self.world.join(name)
 
     def step(self) -> None:
-        rng, name = self.rng, self.rng.choice(sorted(self.shadows))
+        rng, world = self.rng, self.world
+        name = rng.choice(sorted(world.shadows))
         event = rng.random()
         if event < 0.25:
             self.submit()
         elif event < 0.6:
-            self.dispatch(name)
-        elif event < 0.96:
+            world.dispatch(name)
+        elif event < 0.92:
             for _ in range(rng.randint(1, 3)):
-                self.settle(name)
-        elif event < 0.985:
-            self.abort()
-        elif event < 0.99:
+                world.settle(name)
+        elif event < 0.95:
+            self.hold() if self.has_slow_readers else None
+        elif event < 0.97:
+            if world.live():
+                world.abort(rng.choice(world.live()))
+        elif event < 0.975:
             self.lose(name)
-        self.check()
-
-    def check(self) -> None:
-        for scheduler in self.cluster.executors.values():
-            check_integrity(scheduler)
-
-    def run(self, events: int) -> None:
-        for _ in range(events):
-            self.step()
-        for name in self.capacities:
-            if name not in self.shadows:
-                self.join(name)
-        busy = True
-        while busy:
-            progress = [self.dispatch(name) | self.settle(name) for name in self.shadows]
-            busy = any(progress)
-            self.check()
-        for name in self.shadows:
-            self.keep_stats(name)
+        elif event < 0.985:
+            self.change_executor(name)
+        elif len(world.shadows) > 1:
+            world.let_go(name)
+        world.check()
 
 
-def run(seed: int) -> Simulation:
+def run(seed: int, events: int = 400) -> World:
     simulation = Simulation(seed)
-    simulation.run(events=400)
-    return simulation
+    for _ in range(events):
+        simulation.step()
+    simulation.world.finish_all()
+    return simulation.world
 
 
 @pytest.mark.timeout(1200)
 def test_streams_equal_the_oracle() -> None:
-    total = {"preemptions": 0, "prefix_hit_tokens": 0, "stale_tokens": 0}
+    total = dict.fromkeys(STATS, 0)
+    ends: Counter[FinishReason] = Counter()
     for seed in range(SEEDS):
-        simulation = run(seed)
-        assert simulation.ends.keys() == simulation.expected.keys(), seed
-        for handle, reason in simulation.ends.items():
-            expected, output = simulation.expected[handle], simulation.outputs[handle]
-            if reason is FinishReason.ABORT:
-                assert output == expected[: len(output)], (seed, handle)
-            else:
-                assert output == expected, (seed, handle)
-        cluster = simulation.cluster
-        assert cluster.num_requests == cluster.num_queued == 0
-        for scheduler in cluster.executors.values():
-            assert scheduler.num_running == scheduler.num_waiting == scheduler.kv.pool.num_used == 0
+        try:
+            world = run(seed)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
         for key in total:
-            total[key] += simulation.stats[key]
+            total[key] += world.stats[key]
+        ends.update(caller.end.reason for caller in world.callers.values() if caller.end)
     # The runs are worth nothing if they do not get there.
     assert total["preemptions"] > 2 * SEEDS
     assert total["prefix_hit_tokens"] > 100 * SEEDS
     assert total["stale_tokens"] > SEEDS
+    assert total["audited_tokens"] > 10 * SEEDS
+    assert ends.keys() == set(FinishReason) - {FinishReason.REJECTED, FinishReason.OVERLOADED}, ends

@@ -30,7 +30,7 @@ def test_worked_plan() -> None:
     scheduler.add_request(request(1, [20, 21, 22, 23, 24, 25, 26, 27]))
     settle(scheduler, schedule(scheduler), [15, 28])
     scheduler.add_request(request(2, [30, 31, 32, 33, 34, 35]))
-    scheduler._reserve = lambda: 0  # type: ignore[method-assign]
+    scheduler._admissions.reserve = lambda num_leaving=0: 0  # type: ignore[method-assign]
     plan = schedule(scheduler)
     assert plan.num_tokens.tolist() == [1, 1, 6]
     assert plan.start_positions.tolist() == [5, 8, 0]

@@ -31,7 +31,7 @@ def test_run_ahead_plans_decodes_without_knowing_their_tokens() -> None:
     scheduler = Scheduler(capacity(), run_ahead=3)
     scheduler.add_request(request(0, [1, 2]))
     plans = [schedule(scheduler) for _ in range(3)]
-    assert scheduler.schedule() is None
+    assert scheduler.schedule(0.0) is None
     assert [plan.start_positions.tolist() for plan in plans] == [[0], [2], [3]]
     assert [len(plan.prefill_token_ids) for plan in plans] == [2, 0, 0]
 
@@ -40,7 +40,7 @@ def test_length_is_known_at_dispatch_and_wastes_nothing() -> None:
     scheduler = Scheduler(capacity(), run_ahead=8)
     scheduler.add_request(request(0, [1, 2], max_tokens=3))
     plans = [schedule(scheduler) for _ in range(3)]
-    assert scheduler.schedule() is None
+    assert scheduler.schedule(0.0) is None
     ends = [end for plan in plans for end in settle(scheduler, plan, [5]).finished]
     assert [end.reason for end in ends] == [FinishReason.LENGTH]
 
@@ -89,13 +89,13 @@ def test_generated_blocks_are_hit_once_settled() -> None:
 
 def test_the_youngest_is_preempted_and_comes_back_with_its_tokens() -> None:
     scheduler = Scheduler(capacity(num_blocks=4, block_size=4), run_ahead=1)
-    scheduler._reserve = lambda: 0  # type: ignore[method-assign]
+    scheduler._admissions.reserve = lambda num_leaving=0: 0  # type: ignore[method-assign]
     old, young = request(0, [1, 2, 3, 4, 5, 6, 7], max_tokens=8), request(1, [11, 12, 13, 14, 15, 16], max_tokens=8)
     scheduler.add_request(old)
     scheduler.add_request(young)
     streams: dict[int, list[int]] = {0: [], 1: []}
     for step in range(40):
-        plan = scheduler.schedule()
+        plan = scheduler.schedule(0.0)
         if plan is None:
             break
         samples = int(np.count_nonzero(plan.flags & SAMPLE))
@@ -155,32 +155,32 @@ def test_a_fixed_run_ahead_stays() -> None:
 
 def test_what_can_never_fit_is_rejected_at_once() -> None:
     cluster = Cluster(2)
-    cluster.executor_ready("a", capacity(num_blocks=4, block_size=4))
+    cluster.executor_ready("a", capacity(num_blocks=4, block_size=4), 0.0)
     prompt = np.arange(10, dtype=np.int32)
-    assert cluster.add_request(0, prompt, 7, GREEDY, (), 0.0) is None
-    too_long = cluster.add_request(1, prompt, 8, GREEDY, (), 0.0)
+    assert cluster.add_request(0, prompt, 7, GREEDY, 0.0) is None
+    too_long = cluster.add_request(1, prompt, 8, GREEDY, 0.0)
     assert too_long is not None and too_long.reason is FinishReason.REJECTED
-    assert cluster.add_request(2, prompt, 1, GREEDY, (), 0.0) is None
-    overloaded = cluster.add_request(3, prompt, 1, GREEDY, (), 0.0)
+    assert cluster.add_request(2, prompt, 1, GREEDY, 0.0) is None
+    overloaded = cluster.add_request(3, prompt, 1, GREEDY, 0.0)
     assert overloaded is not None and overloaded.reason is FinishReason.OVERLOADED
 
 
 def test_requests_go_to_the_least_loaded_executor() -> None:
     cluster = Cluster(100)
-    cluster.executor_ready("a", capacity(max_rows=8))
-    cluster.executor_ready("b", capacity(max_rows=4))
+    cluster.executor_ready("a", capacity(max_rows=8), 0.0)
+    cluster.executor_ready("b", capacity(max_rows=4), 0.0)
     for handle in range(6):
-        cluster.add_request(handle, np.array([handle], np.int32), 4, GREEDY, (), 0.0)
-    cluster.schedule("a")
+        cluster.add_request(handle, np.array([handle], np.int32), 4, GREEDY, 0.0)
+    cluster.schedule("a", 0.0)
     assert [s.num_running + s.num_waiting for s in cluster.executors.values()] == [4, 2]
 
 
 def test_requests_without_an_executor_expire() -> None:
     cluster = Cluster(100)
-    cluster.executor_ready("a", capacity())
-    cluster.add_request(0, np.array([1], np.int32), 4, GREEDY, (), 0.0)
-    cluster.schedule("a")
-    assert cluster.executor_lost("a", now=100.0) == 1
+    cluster.executor_ready("a", capacity(), 0.0)
+    cluster.add_request(0, np.array([1], np.int32), 4, GREEDY, 0.0)
+    cluster.schedule("a", 0.0)
+    assert cluster.executor_lost("a", now=100.0).num_requeued == 1
     assert cluster.expire(now=129.0, timeout=30.0) == []
     assert [end.reason for end in cluster.expire(now=131.0, timeout=30.0)] == [FinishReason.UNAVAILABLE]
     assert cluster.num_requests == 0
@@ -194,3 +194,43 @@ def test_the_integrity_check_sees_a_leak() -> None:
     scheduler.kv.pool.ref_count[scheduler.rows.blocks(0)] += 1
     with pytest.raises(IntegrityError):
         check_integrity(scheduler)
+
+
+@pytest.mark.parametrize(("generated", "hit"), [(9, 8), (10, 12)])
+def test_what_a_request_has_generated_can_be_hit_once_it_has_left_its_row(generated: int, hit: int) -> None:
+    scheduler = Scheduler(capacity(), run_ahead=3)
+    scheduler.add_request(request(0, [1, 2], max_tokens=50, stop_token_ids=(99,)))
+    plans = [schedule(scheduler) for _ in range(3)]
+    for token in range(10, 10 + generated):
+        settle(scheduler, plans.pop(0), [token])
+        plans.append(schedule(scheduler))
+    settle(scheduler, plans.pop(0), [99])
+    # Two steps in flight still write behind the stop id, in the first case to the end of a block.
+    scheduler.add_request(request(1, [1, 2, *range(10, 10 + generated), 99, 5]))
+    assert schedule(scheduler).start_positions.tolist() == [hit]
+    check_integrity(scheduler)
+
+
+def test_tokens_in_flight_have_no_digest_yet() -> None:
+    scheduler = Scheduler(capacity(), run_ahead=8)
+    scheduler.add_request(request(0, [1, 2], max_tokens=50))
+    plans = [schedule(scheduler) for _ in range(8)]
+    settle(scheduler, plans[0], [10])
+    settle(scheduler, plans[1], [11])
+    settle(scheduler, plans[2], [12])
+    scheduler.vacate_rows(lambda _: True)
+    for plan in plans[3:]:
+        settle(scheduler, plan, [13])
+        check_integrity(scheduler)
+
+
+def test_what_a_request_with_bad_logits_has_generated_is_never_hit() -> None:
+    scheduler = Scheduler(capacity(), run_ahead=1)
+    scheduler.add_request(request(0, [1, 2], max_tokens=50))
+    for token in range(10, 16):
+        settle(scheduler, schedule(scheduler), [token])
+    plan = schedule(scheduler)
+    scheduler.settle(StepResult(plan.step_id, np.array([0], np.int32), np.array([1], np.uint8)))
+    scheduler.add_request(request(1, [1, 2, *range(10, 16), 5]))
+    assert schedule(scheduler).start_positions.tolist() == [0]
+    check_integrity(scheduler)

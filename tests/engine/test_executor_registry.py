@@ -1,10 +1,19 @@
 """Sessions with executors, frame by frame, without sockets or clocks."""
 
 import numpy as np
+import pytest
 
 from baton_protos import execution_pb2 as pb
 from scheduler_service.core.step_plan import StepPlan
-from scheduler_service.engine.executor_registry import ExecutorJoined, ExecutorLost, ExecutorRegistry, StepFinished
+from scheduler_service.engine.executor_registry import ExecutorRegistry
+from scheduler_service.engine.executor_session import (
+    ExecutorJoined,
+    ExecutorLeaving,
+    ExecutorLost,
+    Loss,
+    Probed,
+    StepFinished,
+)
 
 PEER = b"peer"
 
@@ -66,6 +75,20 @@ def result(step_id: int) -> dict[str, object]:
     return {"result": pb.StepResult(step_id=step_id)}
 
 
+def timed_result(step_id: int, seconds: float) -> dict[str, object]:
+    return {"result": pb.StepResult(step_id=step_id, timings=pb.StepTimings(device_us=round(seconds * 1e6)))}
+
+
+def ticked_until_lost(registry: ExecutorRegistry, now: float) -> float:
+    """When the session ends although heartbeats go on."""
+    while registry.sessions:
+        now += 0.25
+        registry.receive(PEER, frame(heartbeat(registry.sessions["e"].dispatched)), now)
+        registry.tick(now)
+        assert now < 100.0
+    return now
+
+
 def heartbeat(last_step: int) -> dict[str, object]:
     return {"heartbeat": pb.Heartbeat(last_step=last_step)}
 
@@ -106,7 +129,7 @@ def test_results_are_taken_once_and_in_order() -> None:
 def test_a_lost_plan_is_sent_again() -> None:
     registry = joined()
     for step_id in (1, 2, 3):
-        registry.dispatch("e", plan(step_id))
+        registry.dispatch("e", plan(step_id), 0.0)
     assert [e.plan.step_id for e in sent(registry)] == [1, 2, 3]
     registry.receive(PEER, frame(heartbeat(1), acked=1), 0.1)
     assert sent(registry) == []  # they may be on their way
@@ -171,3 +194,120 @@ def test_the_fingerprint_names_model_and_kernels() -> None:
     other.receive(PEER, hello(kernel_fingerprint="reference"), 0.0)
     other.receive(PEER, frame({"ready": pb.Ready()}), 0.0)
     assert other.fingerprint != first
+
+
+def test_a_step_that_does_not_end_ends_the_session() -> None:
+    registry = joined()
+    registry.dispatch("e", plan(1), 10.0)
+    now = 10.0
+    while now < 39.5:  # nothing is known of its steps yet
+        registry.receive(PEER, frame(heartbeat(1), acked=1), now)
+        assert registry.tick(now) == []
+        now += 0.25
+    registry.receive(PEER, frame(heartbeat(1), acked=1), 40.1)
+    assert isinstance(registry.tick(40.5)[0], ExecutorLost)
+    assert registry.losses[Loss.STUCK] == 1
+
+
+def test_a_stuck_step_is_found_sooner_once_its_kind_is_known() -> None:
+    registry = joined()
+    registry.dispatch("e", plan(1), 10.0)
+    registry.receive(PEER, frame(timed_result(1, seconds=0.01)), 10.1)
+    registry.dispatch("e", plan(2), 10.1)
+    assert ticked_until_lost(registry, 10.1) == pytest.approx(13.25, abs=0.3)
+
+
+def test_slow_steps_are_given_their_time() -> None:
+    registry = joined()
+    registry.dispatch("e", plan(1), 10.0)
+    registry.receive(PEER, frame(timed_result(1, seconds=2.0)), 12.0)
+    registry.dispatch("e", plan(2), 12.0)
+    assert ticked_until_lost(registry, 12.0) == pytest.approx(32.25, abs=0.3)
+
+
+def test_a_broken_connection_is_looked_into_at_once() -> None:
+    registry = joined()
+    registry.tick(1.0)
+    sent(registry)
+    assert registry.tick(1.05) == []
+    assert sent(registry) == []
+    registry.suspect(1.06)
+    assert registry.next_tick == 1.06
+    registry.tick(1.06)
+    registry.tick(1.08)
+    assert [e.WhichOneof("body") for e in sent(registry)] == ["heartbeat"] * 2
+    registry.tick(1.2)
+    assert registry.next_tick == pytest.approx(1.45)
+
+
+def test_an_executor_that_does_not_know_of_its_loss_gets_a_new_session() -> None:
+    registry = joined()
+    registry.unreachable(PEER)
+    assert registry.receive(PEER, frame(result(1)), 1.0) == []
+    (welcome,) = sent(registry)
+    assert (welcome.epoch, welcome.welcome.nonce, welcome.welcome.accepted) == (2, 1, True)
+    assert registry.receive(PEER, frame(result(1)), 1.0) == []  # of the old session
+    assert sent(registry) == []
+    assert isinstance(registry.receive(PEER, frame({"ready": pb.Ready()}, epoch=2), 1.1)[0], ExecutorJoined)
+
+
+def test_a_dead_incarnation_gets_none() -> None:
+    registry = joined()
+    registry.unreachable(PEER)
+    for foreign in (frame(result(1), boot_id=9), frame(result(1), epoch=2), frame(result(1), scheduler="x")):
+        registry.receive(PEER, foreign, 1.0)
+    registry.receive(b"new", hello(nonce=2, boot_id=8), 1.0)
+    sent(registry)
+    registry.receive(PEER, frame(result(1)), 1.0)
+    assert sent(registry) == []
+
+
+def test_an_executor_that_wants_to_leave_is_let_go_when_it_holds_nothing() -> None:
+    registry = joined()
+    (event,) = registry.receive(PEER, frame({"drain": pb.Drain()}), 1.0)
+    assert event == ExecutorLeaving("e", "")
+    assert registry.receive(PEER, frame({"drain": pb.Drain()}), 1.25) == []  # said again
+    assert registry.leaving() == ["e"]
+    registry.release("e")
+    (farewell,) = sent(registry)
+    assert (farewell.WhichOneof("body"), farewell.epoch, farewell.drain.redirect) == ("drain", 1, "")
+    assert registry.sessions == {} and not registry.losses
+    assert registry.receive(PEER, frame(heartbeat(0)), 1.3) == []
+    assert sent(registry) == []
+
+
+def test_an_executor_without_work_may_leave_before_it_is_ready() -> None:
+    registry = ExecutorRegistry("s", lease=2.0)
+    registry.receive(PEER, hello(), 0.0)
+    sent(registry)
+    assert registry.receive(PEER, frame({"drain": pb.Drain()}), 0.1) == []
+    assert [e.WhichOneof("body") for e in sent(registry)] == ["drain"]
+
+
+def test_one_executor_at_a_time_may_go_to_another_scheduler_and_never_the_last() -> None:
+    registry = joined()
+    wish = {"drain": pb.Drain(redirect="tcp://b:1")}
+    assert registry.receive(PEER, frame(wish), 1.0) == []
+    for name in ("f", "g"):
+        registry.receive(name.encode(), hello(executor_id=name), 1.0)
+        registry.receive(name.encode(), frame({"ready": pb.Ready()}), 1.0)
+    sent(registry)
+    assert registry.receive(PEER, frame(wish), 1.1) == [ExecutorLeaving("e", "tcp://b:1")]
+    assert registry.receive(b"f", frame(wish), 1.1) == []
+    registry.release("e")
+    (farewell,) = sent(registry)
+    assert farewell.drain.redirect == "tcp://b:1"
+    assert registry.receive(b"f", frame(wish), 1.2) == [ExecutorLeaving("f", "tcp://b:1")]
+    registry.release("f")
+    assert registry.receive(b"g", frame(wish), 1.3) == []
+
+
+def test_probes_are_answered_with_what_is_there() -> None:
+    registry = joined()
+    probe = pb.Envelope(version=1, boot_id=11, probe=pb.Probe(nonce=5)).SerializeToString()
+    (event,) = registry.receive(b"seeker", probe, 1.0)
+    assert event == Probed(b"seeker", 11, 5)
+    registry.send_census(event, queued_requests=3)
+    (census,) = sent(registry)
+    assert (census.census.nonce, census.census.executors, census.census.queued_requests) == (5, 1, 3)
+    assert (census.boot_id, census.scheduler_id) == (11, "")

@@ -4,14 +4,14 @@ import random
 import threading
 import time
 
-import numpy as np
 import zmq
 
 from baton_protos import execution_pb2 as pb
-from baton_protos.columns import UINT8, UINT32, unpack
-from scheduler_service.core.request import SamplingParams
+from baton_protos.columns import FLOAT32, UINT8, UINT32, pack, unpack
+from scheduler_service.core.logprobs import LogprobColumns
 from scheduler_service.core.scheduler import ExecutorCapacity
-from scheduler_service.core.step_plan import Admission, StepPlan
+from scheduler_service.core.step_plan import Admission, StepPlan, StepResult
+from scheduler_service.engine.api_wire import decode_sampling
 from tests.fakes.shadow_executor import ShadowExecutor
 
 
@@ -22,7 +22,9 @@ def decode_plan(plan: pb.StepPlan) -> StepPlan:
             a.row,
             unpack(a.block_ids),
             a.prompt_len,
-            SamplingParams(a.sampling.temperature, a.sampling.top_k, a.sampling.top_p, a.sampling.seed),
+            decode_sampling(a.sampling),
+            unpack(a.token_ids),
+            a.audit_from,
         )
         for a in plan.admissions
     )
@@ -43,8 +45,41 @@ def decode_plan(plan: pb.StepPlan) -> StepPlan:
     )
 
 
+def encode_result(result: StepResult) -> pb.StepResult:
+    """The core's value as a StepResult frame."""
+    return pb.StepResult(
+        step_id=result.step_id,
+        token_ids=pack(result.token_ids),
+        logprobs=None if result.logprobs is None else encode_logprobs(result.logprobs),
+        prompt_logprobs=[
+            pb.RowPromptLogprobs(
+                row=item.row, start_position=item.start_position, logprobs=encode_logprobs(item.logprobs)
+            )
+            for item in result.prompt_logprobs
+        ],
+        audited_tokens=result.audited_tokens,
+        audit_mismatch_rows=pack(result.audit_mismatch_rows),
+        grammar_ended=pack(result.grammar_ended, UINT8),
+    )
+
+
+def encode_logprobs(columns: LogprobColumns) -> pb.LogprobColumns:
+    """The core's value as a message."""
+    return pb.LogprobColumns(
+        logprobs=pack(columns.logprobs, FLOAT32),
+        ranks=pack(columns.ranks),
+        top_counts=pack(columns.top_counts),
+        top_token_ids=pack(columns.top_token_ids),
+        top_logprobs=pack(columns.top_logprobs, FLOAT32),
+    )
+
+
 class ShadowLink(threading.Thread):
-    """Serves a scheduler until ``stop``. ``loss`` is the share of frames thrown away, in both directions."""
+    """Serves a scheduler until ``stop``.
+
+    ``loss`` is the share of frames thrown away, in both directions. From step ``stuck_at`` of its first session on it
+    answers no plan any more, though it takes them and its heartbeats go on; 0 = never.
+    """
 
     def __init__(
         self,
@@ -53,6 +88,7 @@ class ShadowLink(threading.Thread):
         capacity: ExecutorCapacity,
         step_seconds: float = 0.0,
         loss: float = 0.0,
+        stuck_at: int = 0,
     ) -> None:
         super().__init__(daemon=True)
         self.error: Exception | None = None
@@ -61,6 +97,7 @@ class ShadowLink(threading.Thread):
         self._executor_id = executor_id
         self._step_seconds = step_seconds
         self._loss = loss
+        self._stuck_at = stuck_at
         self._rng = random.Random(executor_id)
         self._boot_id = self._rng.getrandbits(63)
         self._stopping = threading.Event()
@@ -109,6 +146,10 @@ class ShadowLink(threading.Thread):
             case "welcome" if envelope.epoch != self._epoch:
                 assert envelope.welcome.accepted, envelope.welcome.reject_reason
                 self._scheduler_id, self._epoch = envelope.scheduler_id, envelope.epoch
+                if self._stuck_at and self._received >= self._stuck_at:
+                    return
+                self._shadow, self._received = ShadowExecutor(self._capacity), 0
+                self._results.clear()
                 self._send(ready=pb.Ready())
             case "welcome":
                 self._send(ready=pb.Ready())
@@ -116,10 +157,10 @@ class ShadowLink(threading.Thread):
                 if self._step_seconds:
                     time.sleep(self._step_seconds)
                 self._received += 1
+                if self._stuck_at and self._received >= self._stuck_at:
+                    return
                 result = self._shadow.execute(decode_plan(envelope.plan))
-                self._results[result.step_id] = pb.StepResult(
-                    step_id=result.step_id, token_ids=result.token_ids.astype(np.int32).tobytes()
-                )
+                self._results[result.step_id] = encode_result(result)
                 self._send(result=self._results[result.step_id])
 
     def _hello(self) -> pb.Hello:

@@ -1,0 +1,22 @@
+"""Counters of one executor's scheduling."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """Counters since the executor joined.
+
+    Attributes:
+        stale_tokens: sampled for requests that had already ended.
+        audited_tokens, audit_mismatches: tokens sampled again when streams went on here, and those that differ.
+    """
+
+    preemptions: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_query_tokens: int = 0
+    starved_us: int = 0
+    device_us: int = 0
+    stale_tokens: int = 0
+    audited_tokens: int = 0
+    audit_mismatches: int = 0
