@@ -16,9 +16,13 @@ PROTOS := $(patsubst protos/%,%,$(wildcard protos/baton_protos/*.proto))
 MODEL ?=
 EXECUTORS ?= 1
 PORT ?= 50051
+WORKER ?=
+HTTP_PORT ?= 30000
+GATEWAY_VENV ?= .venv-gateway
+KSERVE_VENV ?= .venv-kserve
 
-.PHONY: help setup protos run-cluster test lint format types clean \
-  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels gpu-check
+.PHONY: help setup protos run-cluster run-gateway test test-gateway test-kserve lint format types clean \
+  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels bench-sampler kill-test fuzz gpu-check
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,14 +46,40 @@ $(STAMP): pyproject.toml constraints.txt
 protos: $(STAMP) ## generate the code beside protos/baton_protos/*.proto
 	@mkdir -p $(PROTOS_OUT)
 	@$(PROTOC) --python_out=$(PROTOS_OUT) --pyi_out=$(PROTOS_OUT) $(PROTOS)
-	@$(PROTOC) --grpc_python_out=$(PROTOS_OUT) baton_protos/generation.proto
+	@$(PROTOC) --grpc_python_out=$(PROTOS_OUT) baton_protos/generation.proto baton_protos/admin.proto \
+	  baton_protos/open_inference.proto
 
 # exec: signals find the cluster itself, with no shell in between.
 run-cluster: $(STAMP) ## run a scheduler and executors here [MODEL=dir] [EXECUTORS=n] [PORT=p]
 	@exec $(BIN)/baton cluster --interrupt-ok $(if $(MODEL),--model '$(MODEL)') --executors $(EXECUTORS) --port $(PORT)
 
+# smg and its clients, and tritonclient, live apart: they go with other versions of protobuf.
+$(GATEWAY_VENV)/.installed: deploy/gateway/requirements.txt
+	@[ -x $(GATEWAY_VENV)/bin/python ] || $(BIN)/python -m venv $(GATEWAY_VENV)
+	@$(GATEWAY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install -r $<
+	@touch $@
+
+$(GATEWAY_VENV)/.tested: tests/gateway/requirements.txt $(GATEWAY_VENV)/.installed
+	@$(GATEWAY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install -r $<
+	@touch $@
+
+$(KSERVE_VENV)/.installed: tests/kserve/requirements.txt
+	@[ -x $(KSERVE_VENV)/bin/python ] || $(BIN)/python -m venv $(KSERVE_VENV)
+	@$(KSERVE_VENV)/bin/python -m pip --quiet --disable-pip-version-check install -r $<
+	@touch $@
+
+run-gateway: $(STAMP) $(GATEWAY_VENV)/.installed ## serve OpenAI's and Anthropic's HTTP APIs [WORKER=grpc://host:port, or as run-cluster] [HTTP_PORT=p]
+	@exec $(BIN)/python deploy/gateway/run.py --gateway $(GATEWAY_VENV)/bin/smg --http-port $(HTTP_PORT) \
+	  $(if $(WORKER),--worker '$(WORKER)') $(if $(MODEL),--model '$(MODEL)') --executors $(EXECUTORS) --port $(PORT)
+
 test: $(STAMP) ## run the tests that every change must pass
 	@$(BIN)/pytest -q
+
+test-gateway: $(STAMP) $(GATEWAY_VENV)/.tested ## test OpenAI's and Anthropic's clients through the gateway
+	@$(BIN)/pytest -q tests/gateway
+
+test-kserve: $(STAMP) $(KSERVE_VENV)/.installed ## test Triton's clients
+	@$(BIN)/pytest -q tests/kserve
 
 lint: $(STAMP) ## check style and layout
 	@$(BIN)/ruff check .
@@ -83,9 +113,18 @@ bench-peers: $(STAMP) ## compare with other systems that are installed
 bench-kernels: $(STAMP) ## measure the CPU kernels
 	@$(BIN)/python benchmarks/bench_kernels.py
 
+bench-sampler: $(STAMP) ## measure sampling with each feature
+	@$(BIN)/python benchmarks/bench_sampler.py
+
+kill-test: $(STAMP) ## kill executors under load; no stream may change [ARGUMENTS='--streams 10000 --faults 200']
+	@$(BIN)/python -m benchmarks.kill_test $(ARGUMENTS)
+
+fuzz: $(STAMP) ## throw hostile messages at decoders and sockets [ARGUMENTS='--messages 1000000 --socket-messages 100000']
+	@$(BIN)/python -m tests.fuzz $(ARGUMENTS)
+
 gpu-check: $(STAMP) ## check everything on a CUDA device, then measure it
 	@$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove caches and build output; the environment stays
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,8 +1,9 @@
 """Cost of scheduling: microseconds per step with every request decoding one token, and of the wire.
 
-Per step: schedule (slots, block tables, table hashes, the plan's columns), settle (token log, stop ids, hashing and
-publishing of filled blocks), outputs split by api process. Block size 16, prefix cache on, run-ahead 2, prompts of 64
-to 79 tokens so that each step fills one block in sixteen rows, as in a running service.
+Per step: schedule (slots, block tables, table hashes, the plan's columns), settle (token log, stop ids). Block size 16,
+prefix cache on, run-ahead 2, prompts of 64 to 79 tokens so that each step fills one block in sixteen rows, as in a
+running service. Per end of a request, on top: its row and blocks are released, what it has generated is hashed and
+published.
 """
 
 import argparse
@@ -17,8 +18,9 @@ from baton_protos import execution_pb2
 from benchmarks.environment import environment
 from benchmarks.figures import emit, run_main
 from scheduler_service.core.cluster import Cluster
+from scheduler_service.core.outputs import Outputs
 from scheduler_service.core.request import SamplingParams
-from scheduler_service.core.scheduler import ExecutorCapacity, Outputs
+from scheduler_service.core.scheduler import ExecutorCapacity
 from scheduler_service.core.step_plan import SAMPLE, StepPlan, StepResult
 from scheduler_service.engine.api_wire import encode_outputs
 from scheduler_service.engine.executor_wire import Header, decode, encode
@@ -43,11 +45,11 @@ class Decoding:
             max_model_len=4096,
             vocab_size=VOCAB_SIZE,
         )
-        self.cluster.executor_ready(EXECUTOR, capacity)
+        self.cluster.executor_ready(EXECUTOR, capacity, 0.0)
         for handle in range(running):
             prompt = self.rng.integers(3, VOCAB_SIZE, 64 + handle % BLOCK_SIZE).astype(np.int32)
-            sampling = SamplingParams(0.0, 0, 1.0, handle)
-            assert self.cluster.add_request(handle, prompt, max_tokens, sampling, (2,), 0.0) is None
+            sampling = SamplingParams(seed=handle, stop_token_ids=(2,))
+            assert self.cluster.add_request(handle, prompt, max_tokens, sampling, 0.0) is None
         scheduler = self.cluster.executors[EXECUTOR]
         while scheduler.num_running < running or len(self.last_plan.rows) < running:
             self.last_plan = self._schedule()
@@ -57,7 +59,7 @@ class Decoding:
     last_plan: StepPlan
 
     def _schedule(self) -> StepPlan:
-        plan = self.cluster.schedule(EXECUTOR)
+        plan = self.cluster.schedule(EXECUTOR, 0.0)
         assert plan is not None
         return plan
 
@@ -79,17 +81,26 @@ class Decoding:
         self.in_flight = plan
         return (end - begin) / 1e3
 
+    def timed_end(self, handle: int) -> float:
+        """Microseconds of ending one request."""
+        begin = time.perf_counter_ns()
+        self.cluster.abort(handle)
+        return (time.perf_counter_ns() - begin) / 1e3
+
 
 def bench_core(running: int, steps: int, repeats: int) -> dict[str, object]:
     """Median over repeats of the median step; p99 over all steps."""
     times: list[list[float]] = []
+    ends: list[float] = []
     for _ in range(repeats):
         decoding = Decoding(running, steps)
         gc.collect()
         gc.freeze()
         times.append([decoding.timed_step() for _ in range(steps)])
+        ends += [decoding.timed_end(handle) for handle in range(running)]
         gc.unfreeze()
-    return {"bench": "core", "running": running, **_summary(times), "steps": steps, "repeats": repeats}
+    figures = {**_summary(times), "us_per_end": round(statistics.median(ends), 1)}
+    return {"bench": "core", "running": running, **figures, "steps": steps, "repeats": repeats}
 
 
 def bench_wire(running: int, steps: int) -> dict[str, object]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from benchmarks.checkpoints import DTYPE, add_model_options, cached_checkpoint
 from benchmarks.engine_rig import EngineCaller, EngineProcess
@@ -25,12 +25,11 @@ from benchmarks.machine import ForeignLoad, usable_cores
 from benchmarks.processes import Child, ProcessFailedError, python_module
 from benchmarks.sides import driver_request
 from benchmarks.workloads import WARM_UP, Request, mixed
+from executor_service.process import TORCH_DEFAULTS
 
 IN_PROCESS = "in-process"
 LOOPBACK = "loopback"
 
-# What a local cluster gives its executors.
-_ENVIRONMENT: Final[Mapping[str, str]] = {"OMP_WAIT_POLICY": "PASSIVE"}
 _KV_MEMORY = "2GiB"
 _START_SECONDS = 120.0
 _RUN_SECONDS = 300.0
@@ -62,7 +61,7 @@ class InProcessSide:
         command = python_module(
             "benchmarks.in_process", "--model", checkpoint, "--threads", threads, "--kv-memory", _KV_MEMORY
         )
-        self._child = stack.enter_context(Child(IN_PROCESS, command, _ENVIRONMENT, stdin=True))
+        self._child = stack.enter_context(Child(IN_PROCESS, command, TORCH_DEFAULTS, stdin=True))
         _raise_error(self._child.json(_START_SECONDS))
 
     def run(self, requests: Sequence[Request]) -> Run:
@@ -92,7 +91,7 @@ class SplitSide:
             endpoint = stack.enter_context(Child("proxy", command)).line(_START_SECONDS)
         module, flag, *arguments = executor
         command = python_module(str(module), *([flag] if flag else []), endpoint, *arguments)
-        stack.enter_context(Child("executor", command, _ENVIRONMENT))
+        stack.enter_context(Child("executor", command))
         self._caller = EngineCaller(engine.api_endpoint)
         stack.callback(self._caller.close)
         self._caller.wait_ready(_START_SECONDS)

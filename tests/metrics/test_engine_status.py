@@ -6,7 +6,8 @@ from scheduler_service.core.cluster import Cluster
 from scheduler_service.core.request import SamplingParams
 from scheduler_service.core.scheduler import ExecutorCapacity
 from scheduler_service.engine.api_wire import Status
-from scheduler_service.engine.executor_registry import ExecutorRegistry, Loss
+from scheduler_service.engine.executor_registry import ExecutorRegistry
+from scheduler_service.engine.executor_session import Loss
 from scheduler_service.engine.status import cluster_status
 
 CAPACITY = ExecutorCapacity(
@@ -20,12 +21,12 @@ class Engine:
     def __init__(self) -> None:
         self.cluster = Cluster(max_queued_requests=100)
         self.registry = ExecutorRegistry("s", lease=2.0)
-        self.cluster.executor_ready("a", CAPACITY)
+        self.cluster.executor_ready("a", CAPACITY, 0.0)
         self.cluster.executor_lost("a", 0.0)
 
     def add(self, handle: int, now: float) -> None:
-        prompt, greedy = np.ones(3, np.int32), SamplingParams(0.0, 0, 1.0, 0)
-        assert self.cluster.add_request(handle, prompt, 5, greedy, (), now) is None
+        prompt, greedy = np.ones(3, np.int32), SamplingParams()
+        assert self.cluster.add_request(handle, prompt, 5, greedy, now) is None
 
     def status(self, now: float) -> Status:
         return cluster_status(1, self.cluster, self.registry, now)
@@ -46,11 +47,11 @@ def test_the_oldest_queued_request() -> None:
 def test_a_request_that_comes_back_waits_anew() -> None:
     engine = Engine()
     engine.add(1, 10.0)
-    engine.cluster.executor_ready("b", CAPACITY)
-    assert engine.cluster.schedule("b") is not None
+    engine.cluster.executor_ready("b", CAPACITY, 10.0)
+    assert engine.cluster.schedule("b", 12.0) is not None
     assert engine.cluster.oldest_queued_at is None
     engine.add(2, 12.0)
-    assert engine.cluster.executor_lost("b", 20.0) == 1
+    assert engine.cluster.executor_lost("b", 20.0).num_requeued == 1
     assert engine.status(21.0).oldest_queued_us == 9_000_000
     engine.cluster.abort(2)
     assert engine.status(21.0).oldest_queued_us == 1_000_000
@@ -60,7 +61,7 @@ def test_every_kind_of_loss_is_counted_from_zero() -> None:
     engine = Engine()
     engine.registry.losses[Loss.LEASE] += 2
     assert engine.status(0.0).executor_losses == {
-        "lease": 2, "connection": 0, "restart": 0, "fault": 0, "result": 0,
+        "lease": 2, "connection": 0, "restart": 0, "stuck": 0, "fault": 0, "result": 0,
     }  # fmt: skip
 
 

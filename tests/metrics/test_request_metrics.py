@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import Counter, Histogram
 
 from scheduler_service.api.errors import RequestError, invalid, overloaded, unavailable
-from scheduler_service.api.messages import Outcome
+from scheduler_service.api.messages import Finish, Outcome
 from scheduler_service.api.metrics import RequestMetrics
 
 
@@ -29,7 +29,7 @@ def test_every_message_is_one_observation_of_the_mean_gap() -> None:
         assert (value(metrics.first_token, "_sum"), count(metrics.inter_token)) == (0.25, 0)
         watch.took(1, arrived_at + 0.25)
         watch.took(5, arrived_at + 0.25)
-        watch.finished(Outcome.LENGTH)
+        watch.finished(Finish(Outcome.LENGTH))
     assert (count(metrics.first_token), count(metrics.inter_token), count(metrics.request)) == (1, 2, 1)
     assert value(metrics.prompt_tokens, "_total") == 7
     assert value(metrics.generated_tokens, "_total") == 7
@@ -39,7 +39,7 @@ def test_a_request_taken_at_once_has_a_mean_gap_too() -> None:
     metrics = RequestMetrics()
     with metrics.watch() as watch:
         watch.took(11, watch._arrived_at - 10.0)  # as if its tokens had taken ten seconds
-        watch.finished(Outcome.STOP)
+        watch.finished(Finish(Outcome.STOP))
     assert value(metrics.inter_token, "_sum") == pytest.approx(1.0, abs=0.2)
 
 
@@ -67,7 +67,7 @@ def test_outcomes_of_requests_that_end_otherwise(error: BaseException, outcome: 
 def test_a_caller_who_leaves_after_the_end_changes_nothing() -> None:
     metrics = RequestMetrics()
     with pytest.raises(asyncio.CancelledError), metrics.watch() as watch:
-        watch.finished(Outcome.STOP)
+        watch.finished(Finish(Outcome.STOP))
         raise asyncio.CancelledError
     assert value(metrics.outcomes["stop"], "_total") == 1
     assert value(metrics.outcomes["cancelled"], "_total") == 0
