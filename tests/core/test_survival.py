@@ -320,6 +320,7 @@ def test_a_drained_executors_requests_go_on_elsewhere_at_the_next_token() -> Non
         tokens += cluster.settle("a", StepResult(plan.step_id, np.array([7], np.int32))).token_ids.tolist()
     assert tokens == [7, 7, 7]  # nothing in flight is thrown away
     assert cluster.schedule("a", 0.0) is None
+    check_cluster(cluster)
     assert cluster.is_drained("a")
     plan = cluster.schedule("b", 0.0)
     assert plan is not None and plan.prefill_token_ids.tolist() == [1, 2, 3, 7, 7, 7]

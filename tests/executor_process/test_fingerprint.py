@@ -55,6 +55,7 @@ def test_kernel_fingerprint() -> None:
         assert kernel_fingerprint(cpu, torch.bfloat16, 16, "native") == first
     finally:
         torch.set_num_threads(threads)
-    assert kernel_fingerprint(cpu, torch.float32, 16, "native") != first != kernel_fingerprint(cpu, torch.bfloat16, 32, "native")
+    other = kernel_fingerprint(cpu, torch.bfloat16, 32, "native")
+    assert kernel_fingerprint(cpu, torch.float32, 16, "native") != first != other
     assert "dtype=bfloat16 block=16" in first
     assert kernel_fingerprint(cpu, torch.bfloat16, 16, "reference") != first

@@ -13,6 +13,7 @@ VERSION = "1"  # of the one model
 PLATFORM = "baton"
 _FINAL = "triton_final_response"
 _MAX_TENSORS = 64
+_MAX_ID_CHARS = 128  # in messages
 _CONTENTS = {
     "BYTES": "bytes_contents",
     "BOOL": "bool_contents",
@@ -101,10 +102,11 @@ def encode_streamed(inference: Inference, model: str, answer: Answer) -> pb.Mode
 
 
 def encode_stream_error(call_id: str, model: str, message: str) -> pb.ModelStreamInferResponse:
-    """The last answer of an inference that failed."""
+    """The last answer of an inference that failed. Clients see but the text, so it says whose it is, as Triton's do."""
     response = pb.ModelInferResponse(model_name=model, model_version=VERSION, id=call_id)
     response.parameters[_FINAL].bool_param = True
-    return pb.ModelStreamInferResponse(error_message=message, infer_response=response)
+    whose = f"[request id: {call_id[:_MAX_ID_CHARS]}] " if call_id else ""
+    return pb.ModelStreamInferResponse(error_message=whose + message, infer_response=response)
 
 
 def describe(error: RequestError) -> str:
