@@ -22,7 +22,7 @@ GATEWAY_VENV ?= .venv-gateway
 KSERVE_VENV ?= .venv-kserve
 
 .PHONY: help setup protos run-cluster run-gateway test test-gateway test-kserve lint format types clean \
-  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels bench-sampler kill-test fuzz gpu-check
+  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels bench-sampler kill-test fuzz simulate test-mutants gpu-check
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -121,6 +121,12 @@ kill-test: $(STAMP) ## kill executors under load; no stream may change [ARGUMENT
 
 fuzz: $(STAMP) ## throw hostile messages at decoders and sockets [ARGUMENTS='--messages 1000000 --socket-messages 100000']
 	@$(BIN)/python -m tests.fuzz $(ARGUMENTS)
+
+simulate: $(STAMP) ## run the whole system under faults on a virtual clock [ARGUMENTS='--seconds 60' or '--seed 7 --request r3']
+	@$(BIN)/python -m tests.simulation $(ARGUMENTS)
+
+test-mutants: $(STAMP) ## plant defects one by one; the tests have to notice each [ARGUMENTS='--only lease']
+	@$(BIN)/python -m tests.mutants $(ARGUMENTS)
 
 gpu-check: $(STAMP) ## check everything on a CUDA device, then measure it
 	@$(BIN)/python benchmarks/gpu_check.py

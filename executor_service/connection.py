@@ -41,6 +41,7 @@ class Connection:
         """
         self.endpoint = endpoint
         self.socket = _dealer(context, identity)
+        self.socket.setsockopt(zmq.IPV6, "[" in endpoint)  # not for names: those might then lead to ::1 only
         self.broken_at: float | None = None
         self._is_refused = False
         if keys is not None:

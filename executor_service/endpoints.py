@@ -73,7 +73,9 @@ def _addresses(endpoint: str) -> list[str]:
         logger.warning("cannot resolve %s: %s", endpoint, error)
         return []
     addresses = [str(info[4][0]) for info in infos]
-    return [f"tcp://[{one}]:{port}" if ":" in one else f"tcp://{one}:{port}" for one in addresses]
+    # of one family only: a scheduler must not be dialled twice under one identity
+    four = [f"tcp://{one}:{port}" for one in addresses if ":" not in one]
+    return four or [f"tcp://[{one}]:{port}" for one in addresses]
 
 
 def _host(endpoint: str) -> str:

@@ -69,7 +69,12 @@ class GrammarRows:
 
     def _make(self, admission: Admission) -> LLMatcher:
         output = admission.token_ids[admission.prompt_len :].tolist()
-        return self._compiler.matcher(admission.sampling.grammar, output)
+        try:
+            return self._compiler.matcher(admission.sampling.grammar, output)
+        except GrammarError:
+            raise
+        except BaseException as error:  # a panic of the library's is no Exception
+            raise GrammarError(f"{type(error).__name__}: {first_line(str(error))}") from error
 
 
 class _RowMatcher:

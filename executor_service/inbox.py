@@ -11,7 +11,7 @@ MAX_QUEUED_PLANS = 64
 
 @dataclass(frozen=True, slots=True)
 class NewEpoch:
-    """Clear rows and tables, then say Ready."""
+    """Clear rows and tables, then say Ready. Epochs are counted over all schedulers here."""
 
     epoch: int
 

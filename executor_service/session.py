@@ -46,8 +46,13 @@ class _Unsettled:
 
 @dataclass(slots=True)
 class _Epoch:
-    """One session. Results stay in ``unsettled`` until the scheduler's ``acked`` covers them."""
+    """One session. Results stay in ``unsettled`` until the scheduler's ``acked`` covers them.
 
+    ``number`` counts the sessions of this process, whoever they are with. The main thread knows them by it: what it
+    computed for one scheduler must not go to another one that happens to be in the same epoch.
+    """
+
+    number: int
     scheduler_id: str
     epoch: int
     heartbeat: float
@@ -75,6 +80,7 @@ class Session:
         self._boot_id = boot_id
         self._inbox = inbox
         self._epoch: _Epoch | None = None
+        self._num_epochs = 0
         self._unsettled: dict[int, _Unsettled] = {}
         self._seq = 0
         self._last_heard = now
@@ -263,7 +269,7 @@ class Session:
                 self._gap_reported = True
                 self._send_heartbeat(epoch, now)
             self._drop("plan after a gap")
-        elif self._inbox.offer(PlanArrival(epoch.epoch, plan, now)):
+        elif self._inbox.offer(PlanArrival(epoch.number, plan, now)):
             epoch.received = plan.step_id
             self._gap_reported = False
         else:
@@ -295,21 +301,22 @@ class Session:
     def _start_epoch(self, header: Header, welcome: Welcome, now: float) -> None:
         heartbeat = welcome.heartbeat_ms / 1e3 or _DEFAULT_HEARTBEAT
         lease = welcome.lease_ms / 1e3 or _DEFAULT_LEASE
-        self._epoch = _Epoch(header.scheduler_id, header.epoch, heartbeat, lease)
+        self._num_epochs += 1
+        self._epoch = _Epoch(self._num_epochs, header.scheduler_id, header.epoch, heartbeat, lease)
         self._unsettled.clear()
         self.outgoing.clear()
         self._seq = 0
         self._gap_reported = False
         self._last_heard = now
         self._next_send = now + heartbeat
-        self._inbox.restart(header.epoch)
+        self._inbox.restart(self._num_epochs)
         logger.info("session begins", extra={"scheduler_id": header.scheduler_id, "epoch": header.epoch})
 
     # ---------------------------------------------------------------- frames
 
-    def _current(self, epoch: int) -> _Epoch | None:
+    def _current(self, number: int) -> _Epoch | None:
         current = self._epoch
-        return current if current is not None and current.epoch == epoch else None
+        return current if current is not None and current.number == number else None
 
     def _send_heartbeat(self, epoch: _Epoch, now: float) -> None:
         self._send(Heartbeat(epoch.received, epoch.sent))

@@ -8,6 +8,9 @@ import pytest
 for _name in [name for name in os.environ if name.startswith("BATON_")]:
     del os.environ[_name]
 
+# Triton decides when it is first imported whether kernels are compiled or interpreted; there need be no GPU here.
+os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     wanting = [item for item in items if item.get_closest_marker("gpu")]

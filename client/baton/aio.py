@@ -27,7 +27,8 @@ class AsyncStream(AsyncIterator[Delta]):
     """A running request: iterate for its deltas, then read ``completion``.
 
     Closing it early aborts the request: by ``close()``, by leaving an ``async with`` block, by dropping the last
-    reference, or by cancelling the task that waits for the next delta.
+    reference, or by cancelling the task that waits for the next delta. With a resume window, a stream that is merely
+    dropped runs on until the window ends.
     """
 
     def __init__(self, call: AsyncResumingCall) -> None:
@@ -195,6 +196,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection and every stream on it."""
+        if self._connected is not None:
+            await asyncio.gather(*self._connected.farewells, return_exceptions=True)
         for endpoint in self._connected or ():
             await endpoint.channel.close()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -268,6 +269,9 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection and every stream on it."""
+        for call in [*self._endpoints.farewells]:
+            with suppress(grpc.FutureCancelledError):
+                call.exception()  # waits; whether it went well makes no difference
         for endpoint in self._endpoints:
             endpoint.channel.close()
 

@@ -26,7 +26,11 @@ class Endpoint:
 
 
 class Endpoints:
-    """All schedulers that may serve a request. Streams begin at each in turn; calls go to the last that answered."""
+    """All schedulers that may serve a request. Streams begin at each in turn; calls go to the last that answered.
+
+    Attributes:
+        farewells: calls on their way that only ``close`` of the client waits for.
+    """
 
     def __init__(self, targets: str | Sequence[str], credentials: Credentials, open: Callable[..., Any]) -> None:
         """Open a channel to each with ``open(target, credentials)``.
@@ -39,6 +43,7 @@ class Endpoints:
         self._endpoints = [_connect(target, credentials, open) for target in self.targets]
         self._turns = itertools.count(random.randrange(len(self._endpoints)))
         self._good = self._endpoints[0]
+        self.farewells: set[Any] = set()
 
     def __len__(self) -> int:
         return len(self._endpoints)
@@ -49,6 +54,11 @@ class Endpoints:
     def mark_good(self, endpoint: Endpoint) -> None:
         """It has answered."""
         self._good = endpoint
+
+    def bid_farewell(self, call: Any) -> None:
+        """Keep a call that nobody waits for: it would be cancelled with its last reference."""
+        self.farewells.add(call)
+        call.add_done_callback(self.farewells.discard)
 
     def preferred(self) -> list[Endpoint]:
         """All of them, the good one first."""

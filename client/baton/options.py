@@ -14,11 +14,11 @@ class GenerateOptions(TypedDict, total=False):
     Keys:
         max_tokens: most tokens to generate; default: as many as the context and the cluster's memory allow.
         min_tokens: no stop of any kind before this many tokens.
-        temperature: 0 = greedy; default 1.
+        temperature: 0 = greedy, or from 0.0001 to 100; default 1.
         top_k: sample among the k most likely tokens; default 0 = all.
         top_p: sample among the most likely tokens that together reach this probability, in (0, 1]; default 1.
         min_p: drop tokens less likely than this share of the most likely one's probability; default 0.
-        repetition_penalty: above 1 makes tokens of prompt and output less likely, in (0, 10]; default 1.
+        repetition_penalty: above 1 makes tokens of prompt and output less likely, in [0.01, 10]; default 1.
         frequency_penalty: subtracted from logits for every occurrence in the output, in [-2, 2]; default 0.
         presence_penalty: subtracted from logits of tokens in the output, in [-2, 2]; default 0.
         logit_bias: token id -> what is added to its logit, in [-100, 100].
@@ -49,7 +49,8 @@ class GenerateOptions(TypedDict, total=False):
         tenant: whose request it is; where the cluster asks for tokens, they say it.
         cache_salt: share cached prefixes only with requests of the same tenant and salt.
         queue_timeout: fail unless it has started within this many seconds; default: the scheduler's own limit.
-        resume_window: seconds that the request outlives a lost connection; it needs a request_id.
+        resume_window: seconds that the request outlives a lost connection (a closed stream ends it); it needs a
+            request_id.
     """
 
     max_tokens: int | None

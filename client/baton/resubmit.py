@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -71,8 +72,9 @@ class ResubmittedCall:
     def _finished(self, call: Any) -> None:
         lost = call.code() is grpc.StatusCode.UNAVAILABLE and not is_pushed_back(call)
         if lost and self._tries_left and not self._is_cancelled:
-            self._submit()
-            return
+            with suppress(ValueError):  # the client was closed meanwhile: this is the answer, then
+                self._submit()
+                return
         with self._lock:
             self._done.set()
             callbacks, self._callbacks = self._callbacks, []

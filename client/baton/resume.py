@@ -13,6 +13,8 @@ from baton.errors import DeadlineExceededError, error_from_call
 from baton.stream_log import ResumePolicy, StreamLog
 from baton_protos import generation_pb2 as pb
 
+_FAREWELL_SECONDS = 1.0
+
 
 class ResumingCall:
     """One stream for its reader, however many calls it takes.
@@ -47,6 +49,8 @@ class ResumingCall:
             try:
                 response = self._log.add(next(self._call))
             except grpc.RpcError as error:
+                if self._log.has_ended:
+                    raise StopIteration from error  # it broke when there was nothing more to come
                 self._go_on(error)
                 continue
             self._endpoints.mark_good(self._endpoint)
@@ -55,8 +59,20 @@ class ResumingCall:
 
     def cancel(self) -> None:
         """End the stream; from any thread, any number of times."""
+        is_first = not self._cancelled.is_set()
         self._cancelled.set()
         self._call.cancel()
+        if is_first and (farewell := self._log.farewell()) is not None:
+            self._abort(farewell)
+
+    def _abort(self, request: pb.AbortRequest) -> None:
+        for endpoint in self._endpoints:  # after a break, several may hold the request
+            abort = endpoint.stub.Abort.future
+            try:
+                call = abort(request, timeout=_FAREWELL_SECONDS, metadata=endpoint.metadata)
+            except ValueError:  # the client was closed
+                return
+            self._endpoints.bid_farewell(call)
 
     def _go_on(self, error: grpc.RpcError) -> None:
         failure = error_from_call(error, self._endpoint.target)
@@ -107,6 +123,8 @@ class AsyncResumingCall:
             try:
                 response = await self._call.read()
             except grpc.RpcError as error:
+                if self._log.has_ended:
+                    return grpc.aio.EOF  # it broke when there was nothing more to come
                 await self._go_on(error)
                 continue
             if response is grpc.aio.EOF:
@@ -117,8 +135,19 @@ class AsyncResumingCall:
 
     def cancel(self) -> None:
         """End the stream; any number of times."""
+        is_first = not self._is_cancelled
         self._is_cancelled = True
         self._call.cancel()
+        if is_first and (farewell := self._log.farewell()) is not None:
+            self._abort(farewell)
+
+    def _abort(self, request: pb.AbortRequest) -> None:
+        for endpoint in self._endpoints:  # after a break, several may hold the request
+            try:
+                call = endpoint.stub.Abort(request, timeout=_FAREWELL_SECONDS, metadata=endpoint.metadata)
+            except grpc.aio.UsageError:  # the client was closed
+                return
+            self._endpoints.bid_farewell(call)
 
     async def _go_on(self, error: grpc.RpcError) -> None:
         failure = error_from_call(error, self._endpoint.target)
@@ -129,7 +158,10 @@ class AsyncResumingCall:
         await asyncio.sleep(wait)
         if self._is_cancelled:
             raise failure from error
-        self._endpoint, self._call = _open(self._turns, self._log, self._deadline)
+        try:
+            self._endpoint, self._call = _open(self._turns, self._log, self._deadline)
+        except grpc.aio.UsageError as closed:  # the client was closed meanwhile
+            raise failure from closed
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -59,11 +59,17 @@ class StreamLog:
         self._num_endpoints = num_endpoints
         self._rng = random.Random()
         self._start: pb.StreamStart | None = None
-        self._samples: dict[int, _SampleLog] = {}
+        self._samples = {one.sample: _SampleLog(list(one.token_ids), one.text_offset) for one in request.resume}
         self._has_prompt_logprobs = False
         self._is_exact = True
         self._attempts = 0  # that failed in a row, since the last token
         self._broken_at = 0.0
+        self._has_failed = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last message of every sample has come."""
+        return sum(sample.has_ended for sample in self._samples.values()) >= max(1, self._request.n)
 
     def request(self) -> pb.GenerateRequest:
         """What to ask for next: the request itself, or its continuation."""
@@ -106,12 +112,14 @@ class StreamLog:
             BatonError: ``error``, when trying again is no use.
         """
         if not self._may_try_again(error, call):
+            self._has_failed = True
             raise error
         self._attempts += 1
         if self._attempts == 1:
             self._broken_at = now
         if self._start is not None:
             if now - self._broken_at >= self._policy.patience:
+                self._has_failed = True
                 raise error
             self.interruptions += self._attempts == 1
         if self._attempts < self._num_endpoints:
@@ -124,10 +132,21 @@ class StreamLog:
             wait = max(wait, min(error.retry_after, policy.longest_wait))
         return wait
 
+    def farewell(self) -> pb.AbortRequest | None:
+        """What a reader who leaves now has to send: with a resume window, a request outlives its cancelled call.
+
+        None where there is no need, or nothing says that the request of this name is this one.
+        """
+        if not self._request.resume_window_ms or self._start is None or self._has_failed or self.has_ended:
+            return None
+        return pb.AbortRequest(request_ids=[self._start.request_id])
+
     def _may_try_again(self, error: BatonError, call: grpc.RpcError) -> bool:
         if self._start is None:
             attempts = max(self._policy.attempts, self._num_endpoints)
             return isinstance(error, UnavailableError) and not is_pushed_back(call) and self._attempts + 1 < attempts
+        if is_pushed_back(call) and not any(sample.token_ids for sample in self._samples.values()):
+            return False  # it has waited in the queue for as long as it may, and there is nothing to save
         if isinstance(error, RequestFailedError):
             return _CONNECTION_LOST in error.message
         return isinstance(

@@ -223,10 +223,6 @@ class EngineClient:
             stream = find(handle)
             if stream is not None:
                 stream.mark_best_effort()
-        for handle in outputs.best_effort_handles:
-            stream = find(handle)
-            if stream is not None:
-                stream.mark_best_effort()
         full = []
         for index, (handle, token_id) in enumerate(zip(outputs.handles, outputs.token_ids, strict=True)):
             stream = find(handle)

@@ -1,5 +1,8 @@
 """generation.proto and google.rpc details <-> plain values."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -23,6 +26,7 @@ from scheduler_service.api.request import (
     TextPrompt,
     TokenPrompt,
 )
+from scheduler_service.api.rules import RequestLimits
 from scheduler_service.api.running_request import RunningRequest
 
 _FINISH_REASONS = {
@@ -32,6 +36,8 @@ _FINISH_REASONS = {
     FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
 }
 _PUSH_BACK = ("grpc-retry-pushback-ms", "-1")
+
+_T = TypeVar("_T")
 
 
 def decode_request(message: pb.GenerateRequest) -> GenerationRequest:
@@ -52,7 +58,10 @@ def decode_request(message: pb.GenerateRequest) -> GenerationRequest:
         tenant=message.tenant,
         cache_salt=message.cache_salt,
         queue_timeout_ms=message.queue_timeout_ms,
-        resume=tuple(ResumePoint(point.sample, point.token_ids, point.text_offset) for point in message.resume),
+        resume=tuple(
+            ResumePoint(point.sample, point.token_ids, point.text_offset)
+            for point in _few("resume", message.resume, RequestLimits.max_samples)
+        ),
         resume_window_ms=message.resume_window_ms,
     )
 
@@ -114,19 +123,31 @@ def _decode_output(options: pb.OutputOptions) -> OutputOptions:
 
 
 def decode_prompt(message: pb.GenerateRequest | pb.TokenizeRequest) -> Prompt | None:
-    """The prompt of a request; None if it has none."""
+    """The prompt of a request; None if it has none.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, a conversation of too many messages.
+    """
     match message.WhichOneof("prompt"):
         case "text":
             return TextPrompt(message.text)
         case "chat":
             chat = message.chat
-            messages = tuple(ChatMessage(item.role, item.content) for item in chat.messages)
+            few = _few("chat", chat.messages, RequestLimits.max_chat_messages)
+            messages = tuple(ChatMessage(item.role, item.content) for item in few)
             prompted = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
             return ChatPrompt(messages, prompted)
         case "token_ids" if isinstance(message, pb.GenerateRequest):
             return TokenPrompt(message.token_ids.ids)
         case _:
             return None
+
+
+def _few(field: str, items: Sequence[_T], most: int) -> Sequence[_T]:
+    """``items``; they are made into values of ours one by one, on the event loop, so they are counted before that."""
+    if len(items) > most:
+        raise invalid(field, f"has more than {most} members")
+    return items
 
 
 def encode_start(running: RunningRequest, *, echo_prompt: bool) -> pb.GenerateStreamResponse:

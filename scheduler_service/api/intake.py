@@ -299,8 +299,9 @@ def _submission(live: LiveRequest, admitted: _Admitted, index: int) -> Submissio
             presence_penalty=sampling.presence_penalty,
             seed=sample_seed(live.seed, index),
             logit_bias=tuple(sampling.logit_bias.items()),
-            allowed_token_ids=tuple(sampling.allowed_token_ids),
-            banned_token_ids=tuple(sampling.banned_token_ids),
+            # Executors take a list that is longer than the vocabulary for nonsense.
+            allowed_token_ids=tuple(dict.fromkeys(sampling.allowed_token_ids)),
+            banned_token_ids=tuple(dict.fromkeys(sampling.banned_token_ids)),
             min_tokens=request.stop.min_tokens,
             stop_token_ids=validated.stop_token_ids,
             grammar=admitted.grammar,

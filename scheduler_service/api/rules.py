@@ -3,8 +3,18 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from scheduler_service.api.errors import invalid
 from scheduler_service.api.request import GenerationRequest
+
+# Some dialects have wider numbers than executors compute with: what is smaller would be 0 there.
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def _bound(value: float) -> float:
+    """A lower bound as callers send it, in 32 bits; these may lie just below it."""
+    return float(np.float32(value))
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,7 @@ class RequestLimits:
         vocab_size: token ids are below it; 0 = not known yet.
         max_total_tokens: largest prompt + output of one request; 0 = no executor has joined yet.
         max_prompt_bytes: largest text, or conversation, in UTF-8 bytes.
+        min_temperature, min_repetition_penalty: logits are divided by them; 0 is a temperature, too.
         max_name_chars: of a request id, a tenant and a cache salt.
         max_stop_token_ids: with the end-of-sequence ids.
         max_listed_token_ids: allowed ids, and banned ones.
@@ -36,7 +47,9 @@ class RequestLimits:
     max_priority: int = 1000
     max_queue_timeout_ms: int = 24 * 3_600_000
     max_resume_window_ms: int = 600_000
+    min_temperature: float = _bound(1e-4)
     max_temperature: float = 100.0
+    min_repetition_penalty: float = _bound(0.01)
     max_repetition_penalty: float = 10.0
     max_penalty: float = 2.0
     max_bias: float = 100.0
@@ -102,8 +115,11 @@ RULES = (
     ),
     Rule(
         "sampling.temperature",
-        lambda request, limits: 0.0 <= request.sampling.temperature <= limits.max_temperature,
-        "must be a number from 0 to {max_temperature:g}",
+        lambda request, limits: (
+            request.sampling.temperature == 0.0
+            or limits.min_temperature <= request.sampling.temperature <= limits.max_temperature
+        ),
+        "must be 0, or a number from {min_temperature:g} to {max_temperature:g}",
     ),
     Rule(
         "sampling.top_k",
@@ -112,7 +128,7 @@ RULES = (
     ),
     Rule(
         "sampling.top_p",
-        lambda request, limits: 0.0 < request.sampling.top_p <= 1.0,
+        lambda request, limits: _SMALLEST <= request.sampling.top_p <= 1.0,
         "must be a number above 0 and at most 1",
     ),
     Rule(
@@ -122,8 +138,10 @@ RULES = (
     ),
     Rule(
         "sampling.repetition_penalty",
-        lambda request, limits: 0.0 < request.sampling.repetition_penalty <= limits.max_repetition_penalty,
-        "must be a number above 0 and at most {max_repetition_penalty:g}",
+        lambda request, limits: (
+            limits.min_repetition_penalty <= request.sampling.repetition_penalty <= limits.max_repetition_penalty
+        ),
+        "must be a number from {min_repetition_penalty:g} to {max_repetition_penalty:g}",
     ),
     Rule(
         "sampling.frequency_penalty",

@@ -93,6 +93,8 @@ class RunningRequest:
         """
         # Stop strings end a sample from here, so its tokens have to be looked at as they come.
         self._inbox.patient = not self._validated.request.stop.stop_strings
+        for sample in self._samples.values():
+            sample.release()  # a reader before this one may have been slow
         parts: list[list[Delta]] = [[] for _ in self._samples]
         while not self.ended:
             delta = await self.take()

@@ -89,6 +89,11 @@ class Sample:
         elif self._backlog:
             self.stream.nudge()
 
+    def release(self) -> None:
+        """Have the engine go on with the sample if it was told to hold it."""
+        if self.stream.held and not self.stream.ended:
+            self._engine.release(self.stream)
+
     def take(self) -> Delta | None:
         """What is new; None if there is nothing after all.
 
@@ -131,8 +136,7 @@ class Sample:
                 raise
             # The sample was complete already; only the engine's account of it is missing.
             return News([], [], None, False, Finish(Outcome.ABORT))
-        if self.stream.held and not self.stream.ended:
-            self._engine.release(self.stream)
+        self.release()
         return news
 
     def _logprobs(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[TokenLogprobs]:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -69,10 +70,7 @@ class ApiServer:
         self._intake = Intake(
             checkpoint, settings.model_name, self._engine, settings.max_queued_requests, recorder, grammars
         )
-        dialects = [open_inference.SERVICE] * settings.open_inference + [_GATEWAY_SERVICE] * bool(
-            settings.vllm_grpc_port
-        )
-        self._health = HealthServicer((health.OVERALL_HEALTH, _SERVICE, *dialects))
+        self._health = HealthServicer((health.OVERALL_HEALTH, _SERVICE, *_dialects(settings)))
         self._server = grpc.aio.server(interceptors=interceptors, options=_options(reuse_port=spec.reuse_port))
         servicer = GenerationServicer(
             self._intake, self._engine, checkpoint, settings.model_name, settings.slow_client_timeout
@@ -177,6 +175,14 @@ async def serve(spec: ProcessSpec) -> int:
         _log.error("engine lost: %s", server.engine_lost.result())
         return 1
     return 0
+
+
+def _dialects(settings: SchedulerSettings) -> Iterator[str]:
+    """Services besides our own that take requests."""
+    if settings.open_inference:
+        yield open_inference.SERVICE
+    if settings.vllm_grpc_port:
+        yield _GATEWAY_SERVICE
 
 
 def _address(host: str, port: int) -> str:

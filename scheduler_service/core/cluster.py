@@ -148,6 +148,7 @@ class Cluster:
         request = self._requests.get(handle)
         if request is None or request.is_held == held:
             return
+        self._may_route = True  # a held one keeps nobody in front of an executor
         home = self._homes.get(handle)
         if home is not None:
             self.executors[home].set_held(request, held)
@@ -156,7 +157,6 @@ class Cluster:
             self._front.discard(request)
             request.is_held = held
             self._front.push(request)
-            self._may_route = True
 
     def expire(self, now: float, timeout: float) -> list[FinishedRequest]:
         """End requests that no present executor can take and that have waited for longer than ``timeout`` seconds.

@@ -53,11 +53,13 @@ class KVCacheManager:
 
         ``reserve`` says how many blocks have to be left over when so many rows are gone. None: not even all would do.
         """
-        references = self.pool.ref_count.copy()
         allocatable = self.pool.num_allocatable
         fresh = self.num_blocks_for(len(request.token_ids)) - len(matched)
+        if fresh + reserve(len(victims)) > allocatable + int(self._rows.num_blocks[victims].sum()):
+            return None  # at once: this may be asked at every step
+        references, shared = self.pool.ref_count.copy(), np.array(matched, np.intp)
         for count, row in enumerate([*victims, None]):
-            unowned = int(np.count_nonzero(references[matched] == 0))
+            unowned = int(np.count_nonzero(references[shared] == 0))
             if fresh + unowned + reserve(count) <= allocatable:
                 return count
             if row is not None:

@@ -85,7 +85,11 @@ class ApiPort:
         del self._routing_ids[peer.number]
         self.orphans.extend(sorted(peer.handles))
         if peer.handles:
-            fields = {"api_process": routing_id.decode(), "reason": reason, "requests": len(peer.handles)}
+            fields = {
+                "api_process": routing_id.decode(errors="replace"),
+                "reason": reason,
+                "requests": len(peer.handles),
+            }
             logger.warning("api process detached, its requests end", extra=fields)
 
     def send(self, routing_id: bytes, frame: bytes) -> None:
@@ -103,15 +107,12 @@ class ApiPort:
 
     def deliver(self, outputs: Outputs) -> None:
         """Send each process its part of what became known."""
-        if len(self._routing_ids) == 1:
-            (number,) = self._routing_ids
-            self._deliver_part(number, outputs)  # what is not this process's is an ended one's: it has no such handle
-            return
-        owners = set(np.unique(outputs.handles >> _PEER_SHIFT).tolist())
+        owners = set(np.flatnonzero(np.bincount(outputs.handles >> _PEER_SHIFT)).tolist())
         for news in (outputs.finished, outputs.prompt_logprobs):
             owners.update(item.handle >> _PEER_SHIFT for item in news)
-        for number in sorted(owners):
-            self._deliver_part(number, outputs.part(partial(_is_of, number)))
+        owners.update(handle >> _PEER_SHIFT for handle in outputs.best_effort_handles)
+        for number in sorted(owners):  # among them may be processes that are gone
+            self._deliver_part(number, outputs if len(owners) == 1 else outputs.part(partial(_is_of, number)))
 
     def _deliver_part(self, number: int, part: Outputs) -> None:
         routing_id = self._routing_ids.get(number)

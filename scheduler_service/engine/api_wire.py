@@ -203,7 +203,8 @@ def _decode_submit(submit: pb.Submit) -> Submit:
 
 def decode_sampling(sampling: execution_pb2.RowSampling) -> SamplingParams:
     """Sampling parameters as the core has them."""
-    has_penalty = sampling.repetition_penalty or sampling.frequency_penalty or sampling.presence_penalty
+    repetition = sampling.repetition_penalty not in (0, 1)  # 1 is what callers get who do not ask for one
+    has_penalty = repetition or sampling.frequency_penalty or sampling.presence_penalty
     num_prompt_logprobs = sampling.num_prompt_logprobs if sampling.HasField("num_prompt_logprobs") else None
     return SamplingParams(
         encoded=sampling.SerializeToString(),

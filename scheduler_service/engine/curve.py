@@ -66,7 +66,7 @@ class AllowList:
             KeyFileError: it cannot be read.
         """
         self._directory = directory
-        self._version = self._look()
+        self._version: tuple[tuple[str, int, int], ...] | None = self._look()  # None = the last look failed
         self._keys = self._load()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="executor keys", daemon=True)
@@ -96,9 +96,9 @@ class AllowList:
                 return
             keys = self._load()
         except KeyFileError as error:
-            if self._version:
+            if self._version is not None:
                 logger.error("the executors' keys stay as they were: %s", error)
-            self._version = ()
+            self._version = None
             return
         logger.info("%d executor keys: %d new, %d revoked", len(keys), len(keys - self._keys), len(self._keys - keys))
         self._keys, self._version = keys, version

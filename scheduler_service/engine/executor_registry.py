@@ -43,7 +43,9 @@ _MAX_EXECUTORS = 1024
 _MAX_NAME = 128
 _MAX_ROWS = 65_536
 _MAX_TOKENS = 1 << 24
-_MAX_BLOCKS = 1 << 30
+_MAX_BLOCKS = 1 << 24
+_MAX_SLOTS = (1 << 31) - 1  # they travel as int32
+_MAX_LOGGED_TOKENS = 1 << 32  # over all rows: the token logs of the core are as large as they may ever get
 
 
 class ExecutorRegistry:
@@ -183,13 +185,17 @@ class ExecutorRegistry:
             return []
         reason = self._objection(hello)
         if reason:
-            logger.warning("executor refused", extra={"executor_id": hello.executor_id[:_MAX_NAME], "reason": reason})
-            self._send(Session(routing_id, hello, header.boot_id, 0, now), self._welcome(hello, reason))
+            self._refuse(Session(routing_id, hello, header.boot_id, 0, now), reason)
             return []
         events = self.lose(hello.executor_id, Loss.RESTART, "it started anew")
         self._lost.pop(routing_id, None)
         self._open(routing_id, header, hello, now)
         return events
+
+    def _refuse(self, session: Session, reason: str) -> None:
+        hello = session.hello
+        logger.warning("executor refused", extra={"executor_id": hello.executor_id[:_MAX_NAME], "reason": reason})
+        self._send(session, self._welcome(hello, reason))
 
     def _remember(self, session: Session) -> None:
         if len(self._lost) >= _MAX_EXECUTORS:
@@ -218,10 +224,10 @@ class ExecutorRegistry:
         """Why an executor cannot be used; empty if it can."""
         limits = (
             ("block_size", hello.block_size, 1, 4096),
-            ("num_blocks", hello.num_blocks, 1, _MAX_BLOCKS),
+            ("num_blocks", hello.num_blocks, 1, min(_MAX_BLOCKS, _MAX_SLOTS // max(1, hello.block_size))),
             ("max_rows", hello.max_rows, 1, _MAX_ROWS),
             ("max_batched_tokens", hello.max_batched_tokens, hello.max_rows, _MAX_TOKENS),
-            ("max_model_len", hello.max_model_len, 2, _MAX_TOKENS),
+            ("max_model_len", hello.max_model_len, 2, min(_MAX_TOKENS, _MAX_LOGGED_TOKENS // max(1, hello.max_rows))),
             ("vocab_size", hello.vocab_size, 1, _MAX_TOKENS),
         )
         for name, value, least, most in limits:
@@ -244,8 +250,13 @@ class ExecutorRegistry:
     def _receive_ready(self, session: Session) -> list[Event]:
         if session.is_ready:
             return []
-        session.is_ready = True
         hello = session.hello
+        reason = self._objection(hello)  # its Hello may have come before the cluster had a model
+        if reason:
+            del self._sessions[hello.executor_id]
+            self._refuse(session, reason)
+            return []
+        session.is_ready = True
         if not self._model_fingerprint:
             self._model_fingerprint, self._kernel_fingerprint = hello.model_fingerprint, hello.kernel_fingerprint
         if hello.kernel_fingerprint != self._kernel_fingerprint:
@@ -301,6 +312,9 @@ class ExecutorRegistry:
         return len(ready) > 1 and not any(session.is_leaving for session in ready)
 
     def _receive_result(self, session: Session, result: StepResult, now: float) -> list[Event]:
+        if result.step_id > session.dispatched:
+            self._drop("result of no plan")
+            return []
         if result.step_id != session.settled + 1:
             self._drop("repeated result" if result.step_id <= session.settled else "result after a gap")
             return []

@@ -35,6 +35,7 @@ def bind_router(
     socket.setsockopt(zmq.RCVHWM, high_water_mark)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.IPV6, "[" in endpoint)
     if curve is not None:
         curve.protect(socket)
     try:

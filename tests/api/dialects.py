@@ -74,7 +74,7 @@ def as_inference(request: pb.GenerateRequest, *, raw: bool) -> open_inference_pb
         return None
     if request.output.logprob_kind or request.output.HasField("prompt_logprobs"):
         return None
-    message = open_inference_pb2.ModelInferRequest(id="one")
+    message = open_inference_pb2.ModelInferRequest()
     add_texts(message, "sampling_parameters", [json.dumps(_options(request))], raw=raw)
     match request.WhichOneof("prompt"):
         case "text":

@@ -10,6 +10,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from baton_protos import generation_pb2 as pb
+from baton_protos.columns import unpack
+from scheduler_service.api.errors import RequestError
+from scheduler_service.api.generation_wire import decode_request
 
 from .conftest import Serve, until, write_checkpoint
 from .fake_engine import FakeEngine
@@ -23,6 +26,10 @@ GOOD = {
         stop=pb.StopConditions(max_tokens=1, ignore_eos=True, stop_token_ids=[511]),
         request_id="ü" * 128,
         model="tiny",
+    ),
+    "small divisors": request(
+        sampling=pb.SamplingParams(temperature=0.0001, repetition_penalty=0.01),
+        stop=pb.StopConditions(max_tokens=1),
     ),
     "other extremes": request(
         sampling=pb.SamplingParams(
@@ -93,6 +100,31 @@ async def test_messages(serve: Serve, tmp_path: Path) -> None:
     # Long ones are cut, or the trailers would burst.
     long = request(chat=chat(("user", "日🙂" * 10_000)))
     assert (await failure(stub.Generate(long)))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, ["chat"])
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.GenerateRequest(chat=pb.ChatMessages(messages=[pb.ChatMessage()] * 4097)), "chat"),
+        (pb.GenerateRequest(resume=[pb.ResumePoint()] * 65), "resume"),
+    ],
+    ids=["messages", "points"],
+)
+def test_too_many_parts_are_not_even_decoded(message: pb.GenerateRequest, field: str) -> None:
+    # A million of them, in 2 MB, would stop everybody's streams for seconds.
+    with pytest.raises(RequestError) as refused:
+        decode_request(message)
+    assert refused.value.field == field
+
+
+async def test_what_is_listed_twice_is_sent_once(engine: FakeEngine, stub: Any) -> None:
+    # An executor would end its session over a list that is longer than the vocabulary.
+    twice = sampling(allowed_token_ids=[9, 5, 6] * 300, banned_token_ids=[6] * 600)
+    twice.stop.max_tokens = 1
+    await stub.Generate(twice)
+    sent = engine.submits[0].sampling
+    assert unpack(sent.allowed_token_ids).tolist() == [9, 5, 6]
+    assert unpack(sent.banned_token_ids).tolist() == [6]
 
 
 async def test_no_executor_ever(engine: FakeEngine, serve: Serve) -> None:

@@ -3,80 +3,20 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from baton_protos import engine_pb2, open_inference_pb2_grpc
+from baton_protos import engine_pb2
 from baton_protos import open_inference_pb2 as pb
 from baton_protos.columns import unpack
-from scheduler_service.api.errors import RequestError
-from scheduler_service.api.open_inference import tensors
 from scheduler_service.api.open_inference.inference import OUTPUTS
-from scheduler_service.api.open_inference.options import read_options
-from scheduler_service.api.request import StructuredKind, StructuredOutput, TokenPrompt
 
 from .conftest import Serve, Served, until
 from .dialects import add_texts
-from .entries import refusal
 from .fake_engine import FakeEngine
-
-TEXT = "def add(a, b):"
-FINAL = "triton_final_response"
-Stub = open_inference_pb2_grpc.GRPCInferenceServiceStub
-
-
-def ask(
-    text: str = TEXT, *, call_id: str = "", raw: bool = True, outputs: Iterable[str] = (), **options: Any
-) -> pb.ModelInferRequest:
-    """An inference as tritonclient writes it; options other than ``stream`` and flags go into sampling_parameters."""
-    request = pb.ModelInferRequest(model_name="tiny", id=call_id)
-    add_texts(request, "text_input", [text], raw=raw)
-    flags = [name for name in options if name in ("stream", "exclude_input_in_output") or name.startswith("return_")]
-    for name in flags:
-        tensor = request.inputs.add(name=name, datatype="BOOL", shape=[1])
-        value = bool(options.pop(name))
-        if raw:
-            request.raw_input_contents.append(np.array([value]).tobytes())
-        else:
-            tensor.contents.bool_contents.append(value)
-    options = {"max_tokens": 20, "ignore_eos": True, "seed": 7, **options}
-    add_texts(request, "sampling_parameters", [json.dumps(options)], raw=raw)
-    for name in outputs:
-        request.outputs.add(name=name)
-    return request
-
-
-def values(response: pb.ModelInferResponse) -> dict[str, list[Any]]:
-    """Elements of all outputs, read by this test's own rules; texts as str."""
-    result: dict[str, list[Any]] = {}
-    for index, output in enumerate(response.outputs):
-        if not response.raw_output_contents:
-            ((_, elements),) = output.contents.ListFields()
-            result[output.name] = [one.decode() if isinstance(one, bytes) else one for one in elements]
-        elif output.datatype == "BYTES":
-            data, texts = response.raw_output_contents[index], []
-            while data:
-                length = int.from_bytes(data[:4], "little")
-                texts.append(data[4 : 4 + length].decode())
-                data = data[4 + length :]
-            result[output.name] = texts
-        else:
-            dtype = {"UINT32": "<u4", "FP32": "<f4"}[output.datatype]
-            result[output.name] = np.frombuffer(response.raw_output_contents[index], dtype).tolist()
-        assert list(output.shape) == [len(result[output.name])]
-    return result
-
-
-def is_final(answer: pb.ModelStreamInferResponse) -> bool:
-    return answer.infer_response.parameters[FINAL].bool_param
-
-
-async def conversation(stub: Stub, *requests: pb.ModelInferRequest) -> list[pb.ModelStreamInferResponse]:
-    """All answers of a stream whose requests are sent at once."""
-    return [answer async for answer in stub.ModelStreamInfer(iter(requests))]
+from .inferring import TEXT, Stub, ask, conversation, is_final, values
 
 
 @pytest.fixture
@@ -200,7 +140,7 @@ async def test_inferences_of_a_stream_run_side_by_side(engine: FakeEngine, stub:
     assert ends == ["bad", "short", "middle", "long"]
     errors = {answer.infer_response.id: answer.error_message for answer in answers if answer.error_message}
     assert list(errors) == ["bad"]
-    assert errors["bad"].startswith("stop.max_tokens: ")
+    assert errors["bad"].startswith("[request id: bad] stop.max_tokens: ")
     for name in ("long", "short", "middle"):
         again = await conversation(stub, ask(stream=True, call_id=name, max_tokens=lengths[name]))
         assert texts(answers, name) == texts(again, name)
@@ -317,99 +257,3 @@ async def test_it_can_be_switched_off(serve: Serve) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Stub(served.channel).ServerLive(pb.ServerLiveRequest())
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def broken(change: Any) -> pb.ModelInferRequest:
-    request = ask()
-    change(request)
-    return request
-
-
-BAD = {
-    "a stream from ModelInfer": (ask(stream=True), "stream"),
-    "a stream with its input": (ask(stream=True, exclude_input_in_output=False), "exclude_input_in_output"),
-    "an option of no meaning": (ask(best_of=3), "parameters"),
-    "an option of another type": (ask(temperature="warm"), "sampling.temperature"),
-    "a bool for a number": (ask(top_k=True), "sampling.top_k"),
-    "a broken integer": (ask(max_tokens=2.5), "stop.max_tokens"),
-    "a number for a flag": (ask(ignore_eos=3), "stop.ignore_eos"),
-    "a list for a number": (ask(temperature=[1, 2]), "sampling.temperature"),
-    "an object for a text": (ask(stop={"a": 1}), "stop.stop_strings"),
-    "the same under two names": (ask(random_seed=3), "sampling.seed"),
-    "no JSON": (broken(lambda r: add_texts(r, "guided_decoding", ["{"], raw=True)), "sampling.structured"),
-    "an unknown output": (ask(outputs=["bytes_output"]), "outputs"),
-    "an unknown format": (ask(structured_outputs={"xml": "a"}), "sampling.structured"),
-    "two formats": (ask(structured_outputs={"regex": "a", "json_object": True}), "sampling.structured"),
-    "an option given twice": (broken(lambda r: add_texts(r, "seed", ["1"], raw=True)), "parameters"),
-    "two prompts": (
-        broken(
-            lambda r: (r.inputs.add(name="input_ids", datatype="INT32", shape=[0]), r.raw_input_contents.append(b""))
-        ),
-        "prompt",
-    ),
-    "too few contents": (broken(lambda r: r.raw_input_contents.pop()), "raw_input_contents"),
-    "an unknown datatype": (broken(lambda r: setattr(r.inputs[0], "datatype", "TEXT")), "inputs"),
-    "a shape that is not its data's": (broken(lambda r: r.inputs[0].shape.__setitem__(0, 2)), "inputs"),
-    "a negative shape": (broken(lambda r: r.inputs[0].shape.extend([-1, -1])), "inputs"),
-    "a huge shape": (broken(lambda r: r.inputs[0].shape.extend([2**62, 2**62])), "inputs"),
-    "lengths beyond the data": (broken(lambda r: r.raw_input_contents.__setitem__(0, b"\xff\xff\xff\xff")), "inputs"),
-    "no UTF-8": (broken(lambda r: r.raw_input_contents.__setitem__(0, b"\x01\0\0\0\xff")), "inputs"),
-    "shared memory": (
-        broken(lambda r: r.inputs[0].parameters["shared_memory_region"].MergeFrom(pb.InferParameter(string_param="a"))),
-        "inputs",
-    ),
-    "too many tensors": (broken(lambda r: [r.inputs.add(name=str(i)) for i in range(65)]), "inputs"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-async def test_bad_requests_name_the_culprit(name: str, engine: FakeEngine, stub: Stub) -> None:
-    request, field = BAD[name]
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await stub.ModelInfer(request)
-    assert refusal(error.value) == ("INVALID_ARGUMENT", field)
-    if name != "a stream from ModelInfer":
-        (answer,) = await conversation(stub, request)
-        assert answer.error_message.startswith(f"{field}: ")
-    assert not engine.submits
-
-
-async def test_other_models_and_versions_are_not_found(stub: Stub) -> None:
-    for change in ({"model_name": "big"}, {"model_version": "2"}):
-        request = ask()
-        request.MergeFrom(pb.ModelInferRequest(**change))
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await stub.ModelInfer(request)
-        assert error.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-@pytest.mark.parametrize(
-    ("said", "meant"),
-    [
-        ({"json": {"type": "object"}}, StructuredOutput(StructuredKind.JSON_SCHEMA, ('{"type": "object"}',))),
-        ({"json": '{"type": "object"}'}, StructuredOutput(StructuredKind.JSON_SCHEMA, ('{"type": "object"}',))),
-        ({"json_object": True}, StructuredOutput(StructuredKind.JSON_OBJECT)),
-        ({"choice": ["a", "b"]}, StructuredOutput(StructuredKind.CHOICE, ("a", "b"))),
-        ({"regex": "a+"}, StructuredOutput(StructuredKind.REGEX, ("a+",))),
-        ({"grammar": "start: A"}, StructuredOutput(StructuredKind.GRAMMAR, ("start: A",))),
-    ],
-)
-def test_structured_outputs(said: dict[str, Any], meant: StructuredOutput) -> None:
-    for value in (said, json.dumps(said), [json.dumps(said)]):
-        assert read_options({"structured_outputs": value}, None, "").sampling.structured == meant
-
-
-def test_numbers_may_be_texts() -> None:
-    options = {"temperature": "0.7", "max_tokens": "16", "ignore_eos": "True", "top_k": 4.0, "timeout": 1500}
-    request = read_options(options, TokenPrompt([5]), "tiny")
-    assert (request.sampling.temperature, request.sampling.top_k) == (0.7, 4)
-    assert (request.stop.max_tokens, request.stop.ignore_eos, request.queue_timeout_ms) == (16, True, 2)
-
-
-@pytest.mark.parametrize("datatype", ["BOOL", "INT8", "UINT16", "INT64", "UINT64", "FP16", "FP32", "FP64", "BYTES"])
-def test_tensors_come_back_as_they_went(datatype: str) -> None:
-    elements = {"BOOL": [True, False], "BYTES": ["", "größer 🙂"]}.get(datatype, [0, 1])
-    data = tensors.to_raw(tensors.Tensor("x", datatype, elements))
-    assert tensors.from_raw("x", datatype, [2, 1], data) == tensors.Tensor("x", datatype, elements)
-    with pytest.raises(RequestError):
-        tensors.from_raw("x", datatype, [2, 1], data + b"\0")

@@ -171,6 +171,16 @@ async def test_a_request_goes_on_while_nobody_reads_it(engine: FakeEngine, stub:
     assert len(engine.submits) == 4
 
 
+async def test_a_request_that_is_held_goes_on_for_a_unary_retry(engine: FakeEngine, serve: Serve) -> None:
+    stub = (await serve(unread_window=50)).stub
+    request = keeping(max_tokens=300)
+    await break_off(stub, request, 4)
+    await until(lambda: engine.holds)
+    async with asyncio.timeout(20):
+        response = await stub.Generate(request)
+    assert len(response.samples[0].token_ids) == 300
+
+
 async def test_the_window_closes(engine: FakeEngine, stub: Any) -> None:
     await break_off(stub, keeping(max_tokens=900, resume_window_ms=150), 3)
     await until(lambda: engine.aborted == [engine.submits[0].handle])

@@ -80,6 +80,15 @@ def test_split(models: Path) -> None:
     assert {"starved_share", "run_ahead", "steps"} <= figures[-1].keys()
 
 
+def test_sampler() -> None:
+    figures = _run("bench_sampler", "--rows", "4", "--vocab-size", "2000", "--repeats", "1", "--composed")
+    features = [figure["feature"] for figure in figures]
+    assert len(set(features)) == len(features)
+    assert {"greedy", "top-p", "everything"} <= set(features)
+    assert all(figure["ms_per_step"] > 0 for figure in figures)
+    assert {figure["feature"] for figure in figures if "composed_ms" in figure} == {"greedy", "top-p", "everything"}
+
+
 def test_stream() -> None:
     flags = ["--api-processes", "1", "--streams", "8", "--connections", "2", "--seconds", "0.5", "--runs", "1"]
     figures = _run("bench_stream", *flags)

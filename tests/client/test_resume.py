@@ -4,7 +4,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Unpack
 
 import grpc
 import pytest
@@ -23,10 +24,15 @@ from baton import (
     ResumePolicy,
     UnavailableError,
 )
+from baton.options import GenerateOptions
+from baton.stream_log import StreamLog
 from baton_protos import generation_pb2 as pb
 from tests.client.fake_server import SILENCE, FakeServer, Step, chunk, end, failure, start
 
 GONE = failure(grpc.StatusCode.UNAVAILABLE, "gone")
+PUSHED_BACK = failure(grpc.StatusCode.UNAVAILABLE, "waited in vain")._replace(
+    trailing_metadata=(("grpc-retry-pushback-ms", "-1"),)
+)
 EAGER = ResumePolicy(first_wait=0.01, longest_wait=0.02, patience=20.0)
 
 Read = Callable[..., tuple[list[Delta], int]]
@@ -114,6 +120,13 @@ def test_what_comes_twice_is_told_once(servers: list[FakeServer], reader: Read) 
     script(servers, FIRST, repeating)
     deltas, _ = reader(targets(servers))
     assert [delta.text for delta in deltas] == ["he", "", "llo"]
+
+
+def test_what_breaks_after_the_last_message_has_ended(servers: list[FakeServer], reader: Read) -> None:
+    script(servers, [start(), chunk(0, [4], "h", 0), end(1, pb.FINISH_REASON_ABORT), GONE])
+    deltas, interruptions = reader(targets(servers))
+    assert ([delta.text for delta in deltas], interruptions) == (["h"], 0)
+    assert sum(len(server.requests) for server in servers) == 1
 
 
 def test_before_its_start_a_stream_begins_anew(servers: list[FakeServer], reader: Read) -> None:
@@ -235,6 +248,21 @@ def test_a_cancelled_request_does_not_run_again(servers: list[FakeServer]) -> No
     assert sum(len(server.requests) for server in servers) <= 1
 
 
+def test_a_lost_request_does_not_hang_on_a_closed_client(servers: list[FakeServer]) -> None:
+    servers[0].answer = GONE
+    with Client(targets(servers)) as client:
+        _, second = client._endpoints
+        second.channel.close()
+        done = threading.Event()
+        for _ in range(2):  # one begins at each
+            with suppress(ValueError):
+                pending = client.submit("hi")
+                pending.when_done(done.set)
+        assert done.wait(20.0)
+        with pytest.raises(UnavailableError, match="gone"):
+            pending.result()
+
+
 def test_other_kernels_make_it_best_effort(servers: list[FakeServer]) -> None:
     script(servers, FIRST, [start(model_fingerprint="other"), *SECOND[1:]])
     with Client(targets(servers), resume=EAGER) as client:
@@ -250,3 +278,96 @@ def test_calls_go_to_whoever_is_there(servers: list[FakeServer]) -> None:
         client.wait_ready(timeout=5.0)
         client.abort("r1")
     assert servers[1].aborted == ["r1"]
+
+
+def test_a_wait_in_vain_is_not_repeated(servers: list[FakeServer], reader: Read) -> None:
+    script(servers, [start(), PUSHED_BACK])
+    with pytest.raises(UnavailableError, match="waited"):
+        reader(targets(servers))
+    assert sum(len(server.requests) for server in servers) == 1
+
+
+def test_a_wait_in_vain_does_not_cost_what_has_come(servers: list[FakeServer], reader: Read) -> None:
+    script(servers, FIRST, [start(), PUSHED_BACK], SECOND)
+    deltas, _ = reader(targets(servers))
+    assert "".join(delta.text for delta in deltas) == "hello"
+
+
+def leave(targets: list[str], **options: Unpack[GenerateOptions]) -> None:
+    """Closes a stream after its first delta, or when it has failed."""
+    with Client(targets, resume=EAGER) as client, client.stream("hi", **options) as stream, suppress(BatonError):
+        next(stream)
+
+
+def leave_async(targets: list[str], **options: Unpack[GenerateOptions]) -> None:
+    """The same with asyncio."""
+
+    async def run() -> None:
+        async with AsyncClient(targets, resume=EAGER) as client, client.stream("hi", **options) as stream:
+            with suppress(BatonError):
+                await anext(stream)
+
+    asyncio.run(run())
+
+
+@pytest.fixture(params=[leave, leave_async], ids=["sync", "asyncio"])
+def leaver(request: pytest.FixtureRequest) -> Callable[..., None]:
+    chosen: Callable[..., None] = request.param
+    return chosen
+
+
+def test_closing_a_stream_aborts_what_would_outlive_it(servers: list[FakeServer], leaver: Callable[..., None]) -> None:
+    script(servers, [*FIRST[:-1], SILENCE])
+    leaver(targets(servers), request_id="r1", resume_window=30)
+    assert [server.aborted for server in servers] == [["r1"], ["r1"]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "window"),
+    [
+        ([*FIRST[:-1], SILENCE], 0),
+        ([failure(grpc.StatusCode.ALREADY_EXISTS, "it is another one's")], 30),
+        ([start(), failure(grpc.StatusCode.ABORTED, "another call has taken over")], 30),
+    ],
+    ids=["nothing outlives it", "it never ran", "it is another call's now"],
+)
+def test_closing_a_stream_aborts_nothing_else(
+    servers: list[FakeServer], leaver: Callable[..., None], steps: list[Step], window: float
+) -> None:
+    script(servers, steps)
+    leaver(targets(servers), request_id="r1", resume_window=window)
+    assert [server.aborted for server in servers] == [[], []]
+
+
+def test_a_stream_that_has_ended_is_not_aborted(servers: list[FakeServer]) -> None:
+    script(servers, [start(), chunk(0, [4], "h", 0), end(1)])
+    with Client(targets(servers)) as client:
+        client.stream("hi", request_id="r1", resume_window=30).result()
+    assert [server.aborted for server in servers] == [[], []]
+
+
+def test_closing_the_asyncio_client_ends_a_stream_that_waits_to_go_on(servers: list[FakeServer]) -> None:
+    script(servers, [*FIRST[:-1], GONE])
+
+    async def run() -> None:
+        client = AsyncClient(targets(servers), resume=ResumePolicy(first_wait=1.0, longest_wait=1.0))
+        stream = client.stream("hi")
+        for _ in range(2):
+            await anext(stream)
+        going_on = asyncio.ensure_future(anext(stream))
+        while not stream.interruptions:
+            await asyncio.sleep(0.01)
+        await client.close()
+        with pytest.raises(BatonError):
+            await going_on
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_goes_on_from_elsewhere_keeps_what_came_there() -> None:
+    request = pb.GenerateRequest(resume=[pb.ResumePoint(sample=0, token_ids=[5, 6], text_offset=2)])
+    log = StreamLog(request, EAGER, 1)
+    log.add(start())
+    log.add(chunk(2, [7], "c", 2))
+    (point,) = log.request().resume
+    assert (list(point.token_ids), point.text_offset) == ([5, 6, 7], 3)

@@ -233,6 +233,19 @@ def test_any_number_of_held_requests_keeps_nobody_out() -> None:
     assert plan is not None and plan.prefill_token_ids.tolist() == [500]
 
 
+def test_requests_that_become_held_let_those_in_front_move_up() -> None:
+    cluster = Cluster(1000, run_ahead=1)
+    cluster.executor_ready("a", capacity(max_rows=1), 0.0)
+    for handle in range(50):
+        assert cluster.add_request(handle, np.array([1 + handle], np.int32), 4, GREEDY, 0.0) is None
+    cluster.take_due()
+    queued = cluster.num_queued
+    assert queued > 1
+    cluster.hold(0, True)
+    cluster.take_due()
+    assert cluster.num_queued == queued - 1
+
+
 def test_an_urgent_request_that_is_held_makes_room_all_the_same() -> None:
     scheduler = Scheduler(capacity(max_rows=2), run_ahead=1)
     slow, other = request(0, [1], priority=-5), request(1, [2], priority=5)

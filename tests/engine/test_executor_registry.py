@@ -120,10 +120,22 @@ def test_frames_of_other_epochs_incarnations_and_schedulers_are_fenced_off() -> 
 
 def test_results_are_taken_once_and_in_order() -> None:
     registry = joined()
+    for step_id in (1, 2):
+        registry.dispatch("e", plan(step_id), 0.0)
     assert registry.receive(PEER, frame(result(2)), 0.0) == []
     assert isinstance(registry.receive(PEER, frame(result(1)), 0.0)[0], StepFinished)
     assert registry.receive(PEER, frame(result(1)), 0.0) == []
     assert isinstance(registry.receive(PEER, frame(result(2)), 0.0)[0], StepFinished)
+
+
+def test_a_result_that_no_plan_asked_for_is_dropped() -> None:
+    registry = ExecutorRegistry("s", lease=2.0)
+    registry.receive(PEER, hello(), 0.0)
+    assert registry.receive(PEER, frame(result(1)), 0.0) == []  # before it is ready, and known to the cluster
+    registry.receive(PEER, frame({"ready": pb.Ready()}), 0.0)
+    assert registry.receive(PEER, frame(result(1)), 0.0) == []
+    registry.dispatch("e", plan(1), 0.0)
+    assert isinstance(registry.receive(PEER, frame(result(1)), 0.0)[0], StepFinished)
 
 
 def test_a_lost_plan_is_sent_again() -> None:
@@ -165,6 +177,9 @@ def test_executors_that_cannot_be_used_are_told_why() -> None:
     registry = joined()
     for body, word in (
         (hello(executor_id="x", num_blocks=0), "num_blocks"),
+        (hello(executor_id="x", num_blocks=1 << 20, block_size=2048), "num_blocks"),
+        (hello(executor_id="x", num_blocks=1 << 25), "num_blocks"),
+        (hello(executor_id="x", max_rows=65_536, max_batched_tokens=65_536, max_model_len=1 << 20), "max_model_len"),
         (hello(executor_id="x", max_batched_tokens=3), "max_batched_tokens"),
         (hello(executor_id="x" * 200), "executor_id"),
         (hello(executor_id="x", model_fingerprint="other"), "model"),
@@ -172,6 +187,18 @@ def test_executors_that_cannot_be_used_are_told_why() -> None:
         registry.receive(b"x", body, 0.0)
         welcome = sent(registry)[0].welcome
         assert not welcome.accepted and word in welcome.reject_reason
+
+
+def test_of_two_models_that_come_at_once_the_second_is_refused() -> None:
+    registry = ExecutorRegistry("s", lease=2.0)
+    registry.receive(PEER, hello(), 0.0)
+    registry.receive(b"x", hello(executor_id="x", boot_id=8, model_fingerprint="other"), 0.0)
+    assert all(envelope.welcome.accepted for envelope in sent(registry))
+    assert isinstance(registry.receive(PEER, frame({"ready": pb.Ready()}), 0.0)[0], ExecutorJoined)
+    assert registry.receive(b"x", frame({"ready": pb.Ready()}, boot_id=8), 0.0) == []
+    welcome = sent(registry)[0].welcome
+    assert not welcome.accepted and "model" in welcome.reject_reason
+    assert list(registry.sessions) == ["e"]
 
 
 def test_garbage_is_counted_and_harmless() -> None:

@@ -76,6 +76,7 @@ def test_an_executor_gets_what_the_api_process_said() -> None:
 def test_parameters_that_need_no_log_get_none() -> None:
     for sampling, needs_log in (
         (ApiSampling(min_tokens=3, num_logprobs=5, logit_bias=((1, 2.0),)), False),
+        (ApiSampling(repetition_penalty=1.0, temperature=0.5), False),
         (ApiSampling(repetition_penalty=1.1), True),
         (ApiSampling(presence_penalty=-1.0), True),
         (ApiSampling(grammar="x"), True),

@@ -117,6 +117,23 @@ def nothing_follows(text: str) -> bool:
     return text.endswith(";")
 
 
+def test_a_panic_of_the_library_fails_its_row_alone(rows: GrammarRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """pyo3's is no Exception either."""
+
+    real = GrammarCompiler.matcher
+
+    def matcher(compiler: GrammarCompiler, grammar: str, output: list[int]) -> LLMatcher:
+        if grammar == WRONG:
+            raise Panic("index out of bounds")
+        return real(compiler, grammar, output)
+
+    monkeypatch.setattr(GrammarCompiler, "matcher", matcher)
+    rows.apply(plan([admission(0, WRONG), admission(1)]))
+    nothing, some = allowed(begin(rows, [0, 1]))
+    assert not nothing.size and some.size
+
+
 def test_the_end_is_told_once_nothing_can_follow(rows: GrammarRows, tokenizer: Tokenizer) -> None:
     rows.apply(plan([admission(0, LLMatcher.grammar_from_regex("ab?")), admission(1, 'start: "a"')]))
     a, b = tokenizer.encode("a").ids[0], tokenizer.encode("b").ids[0]

@@ -4,11 +4,13 @@ import socket
 from typing import Any
 
 import pytest
+import zmq
 
 from executor_service import endpoints
 from executor_service.inbox import Inbox
 from executor_service.link import Link
 from executor_service.wire import Capacity
+from scheduler_service.engine.sockets import bind_router, bound_endpoint
 from tests.executor_process.scheduler_stub import SchedulerStub
 
 CAPACITY = Capacity("e", "m", "f", "k", "cpu", "none", 100, 64, 4, 8, 4, 16)
@@ -24,7 +26,8 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def getaddrinfo(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
         if host != NAME:
             return real(host, port, *args, **kwargs)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in found]
+        family = {True: socket.AF_INET6, False: socket.AF_INET}
+        return [(family[":" in address], socket.SOCK_STREAM, 6, "", (address, int(port))) for address in found]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(endpoints, "_RESOLVE_INTERVAL", 0.1)
@@ -47,3 +50,24 @@ def test_a_name_stands_for_all_its_addresses_as_they_come_and_go(addresses: list
         link.close()
         first.close()
         second.close()
+
+
+def test_addresses_of_one_family_are_dialled(addresses: list[str]) -> None:
+    """Else a scheduler with two families would have two connections from one identity, and drop one for the other."""
+    addresses[:] = ["fd00::1", "127.0.0.1"]
+    assert endpoints.resolve([f"tcp://{NAME}:5"]) == ("tcp://127.0.0.1:5",)
+    addresses[:] = ["fd00::1", "fd00::2"]
+    assert endpoints.resolve([f"tcp://{NAME}:5"]) == ("tcp://[fd00::1]:5", "tcp://[fd00::2]:5")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6")
+def test_a_scheduler_is_reached_by_its_ipv6_address() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = bind_router(context, "tcp://[::1]:0", 10)
+    link = Link(bound_endpoint(router), "e", 7, Inbox())
+    try:
+        link.start(CAPACITY)
+        assert router.poll(5000)
+    finally:
+        link.close()
+        context.destroy(linger=0)

@@ -24,21 +24,26 @@ _REQUESTS = [
 ]
 
 
+def text_side() -> tuple[PromptEncoder, RequestLimits]:
+    """What validation needs, of a small checkpoint."""
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = load_checkpoint(write_checkpoint(Path(directory)))
+    limits = RequestLimits(
+        model="tiny",
+        eos_token_ids=checkpoint.eos_token_ids,
+        has_tokenizer=True,
+        vocab_size=VOCAB_SIZE,
+        max_total_tokens=_MAX_TOTAL_TOKENS,
+    )
+    return PromptEncoder(checkpoint.tokenizer, checkpoint.chat_template), limits
+
+
 class ApiTarget:
     """Everything is refused with a typed error, or is a request that the core may be given."""
 
     def __init__(self, seed: int) -> None:
         self.served = 0
-        with tempfile.TemporaryDirectory() as directory:
-            checkpoint = load_checkpoint(write_checkpoint(Path(directory)))
-        self._encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.chat_template)
-        self._limits = RequestLimits(
-            model="tiny",
-            eos_token_ids=checkpoint.eos_token_ids,
-            has_tokenizer=True,
-            vocab_size=VOCAB_SIZE,
-            max_total_tokens=_MAX_TOTAL_TOKENS,
-        )
+        self._encoder, self._limits = text_side()
         mutator = Mutator(seed)
         requests = [*golden(pb.GenerateRequest), *(request.SerializeToString() for request in _REQUESTS)]
         self._generate = mutator.frames(pb.GenerateRequest, requests)

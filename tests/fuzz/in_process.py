@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tests.fuzz.api_target import ApiTarget
+from tests.fuzz.dialects_target import DialectsTarget
 from tests.fuzz.engine_target import EngineTarget
 from tests.fuzz.executor_target import ExecutorTarget
 
@@ -31,6 +32,7 @@ TARGETS: dict[str, Callable[[int], Target]] = {
     "engine with a traitor": lambda seed: EngineTarget(seed, betrayed=True),
     "executor": ExecutorTarget,
     "api": ApiTarget,
+    "dialects": DialectsTarget,
 }
 
 

@@ -120,9 +120,12 @@ class Mutator:
         rng = self.rng
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            keys, values = field.message_type.fields
             for _ in range(rng.choice((0, 1, 5))):
-                key = self._scalar(field.message_type.fields_by_name["key"])
-                value[key] = self._scalar(field.message_type.fields_by_name["value"])
+                if values.message_type is not None:
+                    value[self._scalar(keys)].CopyFrom(self.random_message(values.message_type, depth + 1))
+                else:
+                    value[self._scalar(keys)] = self._scalar(values)
         elif field.is_repeated:
             for _ in range(rng.choice((0, 1, 2, 20))):
                 if field.message_type is not None:

@@ -8,7 +8,7 @@ from tests.fuzz.in_process import TARGETS, run
 from tests.fuzz.sockets import SocketTarget
 
 SEED = 20_260
-MESSAGES = {"engine": 3_000, "engine with a traitor": 2_000, "executor": 2_000, "api": 8_000}
+MESSAGES = {"engine": 3_000, "engine with a traitor": 2_000, "executor": 2_000, "api": 8_000, "dialects": 8_000}
 SOCKET_MESSAGES = 200
 
 

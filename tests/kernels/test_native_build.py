@@ -59,7 +59,7 @@ def test_reference_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_KERNELS", "fast")
-    with pytest.raises(ValueError, match="native or reference, not 'fast'"):
+    with pytest.raises(ValueError, match="native, reference or triton, not 'fast'"):
         library.available()
 
 

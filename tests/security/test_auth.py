@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from baton_protos import admin_pb2, generation_pb2_grpc
+from baton_protos import admin_pb2, generation_pb2_grpc, open_inference_pb2
 from baton_protos import generation_pb2 as pb
 from scheduler_service.api.auth import OPERATOR, TokenFile, TokenInterceptor, tenant_of
 from scheduler_service.api.grpc_log import log_callers_faults_once
@@ -19,7 +19,7 @@ from tests.api.fake_engine import FakeEngine
 
 METHODS = [
     (f"/{service.full_name}/{method.name}", method.server_streaming)
-    for file in (pb.DESCRIPTOR, admin_pb2.DESCRIPTOR)
+    for file in (pb.DESCRIPTOR, admin_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 ]

@@ -169,6 +169,9 @@ def test_the_allow_list_ignores_what_is_no_key(writable_keys: Path, caplog: pyte
         shutil.rmtree(folder)
         allowed.refresh()
         assert len(allowed) == 2
+        folder.mkdir()  # it is there again, and nobody may join
+        allowed.refresh()
+        assert len(allowed) == 0
     finally:
         allowed.close()
 

@@ -30,7 +30,7 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
-        min=0.0,
+        min=0.01,
         max=10.0,
         help="Above 1: tokens of prompt and output get less likely (default: 1).",
         rich_help_panel=_SAMPLING,

@@ -1,19 +1,17 @@
 """The baton.v1.Admin service."""
 # ruff: noqa: N802 - gRPC names the methods
 
-from typing import Any, TypeAlias
-
 import grpc
 
 from baton_protos import admin_pb2 as pb
 from baton_protos import admin_pb2_grpc
+from scheduler_service.api.call_errors import CallErrors
 from scheduler_service.api.engine_client import EngineClient
 from scheduler_service.api.errors import RequestError
+from scheduler_service.api.outlet import Context
 from scheduler_service.api.wire import ExecutorAction
 
 _TIMEOUT = 2.0  # seconds
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class AdminServicer(admin_pb2_grpc.AdminServicer):
@@ -35,9 +33,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         return pb.DrainExecutorResponse()
 
     async def _command(self, executor_id: str, action: ExecutorAction, context: Context) -> None:
-        try:
-            known = await self._engine.command(executor_id, action, _TIMEOUT)
-        except RequestError as error:
-            await context.abort(error.status, error.message)
-        if not known:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no executor {executor_id[:100]!r}")
+        async with CallErrors(context):
+            if not await self._engine.command(executor_id, action, _TIMEOUT):
+                message = f"there is no executor {executor_id[:100]!r}"
+                raise RequestError(grpc.StatusCode.NOT_FOUND, "", message)

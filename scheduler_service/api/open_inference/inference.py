@@ -12,7 +12,7 @@ from scheduler_service.api.open_inference.options import (
     read_options,
     read_text,
 )
-from scheduler_service.api.open_inference.tensors import BOOL, BYTES, FP32, INT32, UINT32, Tensor
+from scheduler_service.api.open_inference.tensors import BOOL, BYTES, FP32, INT32, PROMPT_IDS, UINT32, Tensor
 from scheduler_service.api.output import Delta, TokenLogprobs
 from scheduler_service.api.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
@@ -22,7 +22,7 @@ _INPUT_TOKENS, _OUTPUT_TOKENS = "num_input_tokens", "num_output_tokens"
 # Name, datatype and shape of what clients learn of; options are further inputs.
 INPUTS = (
     ("text_input", BYTES, (1,)),
-    ("input_ids", INT32, (-1,)),
+    (PROMPT_IDS, INT32, (-1,)),
     ("stream", BOOL, (1,)),
     ("sampling_parameters", BYTES, (1,)),
     ("exclude_input_in_output", BOOL, (1,)),
@@ -39,7 +39,7 @@ OUTPUTS = {
     _INPUT_TOKENS: (UINT32, (1,)),
     _OUTPUT_TOKENS: (UINT32, (-1,)),
 }
-_PROMPT_IDS = ("INT32", "INT64", "UINT32")
+_ID_TYPES = ("INT32", "INT64", "UINT32")
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
@@ -95,7 +95,7 @@ def read_inference(
         if tensor.name == "text_input":
             text = read_text(list(tensor.elements), "text")
             prompts.append(TextPrompt(text))
-        elif tensor.name == "input_ids":
+        elif tensor.name == PROMPT_IDS:
             prompts.append(TokenPrompt(_ids(tensor)))
         else:
             _add(values, {tensor.name: list(tensor.elements)})
@@ -140,8 +140,8 @@ def _take_flag(values: dict[str, Value], name: str, *, default: bool = False) ->
 
 
 def _ids(tensor: Tensor) -> list[int]:
-    if tensor.datatype not in _PROMPT_IDS:
-        raise invalid("token_ids", f"input_ids must be one of {', '.join(_PROMPT_IDS)}")
+    if tensor.datatype not in _ID_TYPES:
+        raise invalid("token_ids", f"input_ids must be one of {', '.join(_ID_TYPES)}")
     ids = [int(element) for element in tensor.elements]
     if ids and min(ids) < 0:
         raise invalid("token_ids", "must not be negative")

@@ -10,6 +10,7 @@ from scheduler_service.api.errors import RequestError, invalid
 
 Element = bool | int | float | str
 
+PROMPT_IDS = "input_ids"
 BYTES, BOOL, INT32, UINT32, FP32 = "BYTES", "BOOL", "INT32", "UINT32", "FP32"
 _DTYPES = {
     BOOL: np.dtype("?"),
@@ -27,8 +28,10 @@ _DTYPES = {
 }
 _LENGTH_BYTES = 4  # before each element of BYTES, little-endian
 # Elements become Python objects on the event loop.
-_MAX_NUMBERS = 1 << 20
+_MAX_PROMPT_IDS = 1 << 20
+_MAX_NUMBERS = 1 << 16  # of any other tensor
 _MAX_TEXTS = 1024
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,10 @@ def _count(name: str, datatype: str, shape: Sequence[int]) -> int:
     """Elements of a shape."""
     if datatype != BYTES and datatype not in _DTYPES:
         raise _bad(name, "has no datatype that is known here")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise _bad(name, f"has more than {_MAX_DIMENSIONS} dimensions")
     count = math.prod(shape)
-    most = _MAX_TEXTS if datatype == BYTES else _MAX_NUMBERS
+    most = _MAX_TEXTS if datatype == BYTES else _MAX_PROMPT_IDS if name == PROMPT_IDS else _MAX_NUMBERS
     if any(size < 0 for size in shape) or count > most:
         raise _bad(name, f"must have a shape of 0 to {most} elements")
     return count

@@ -46,6 +46,8 @@ def decode_inference(message: pb.ModelInferRequest) -> Inference:
     for field, items in (("inputs", message.inputs), ("outputs", message.outputs), ("parameters", message.parameters)):
         if len(items) > _MAX_TENSORS:
             raise invalid(field, f"has more than {_MAX_TENSORS} entries")
+    if len({tensor.name for tensor in message.inputs}) < len(message.inputs):
+        raise invalid("inputs", "has two tensors of one name")
     for field, ones in (("inputs", message.inputs), ("outputs", message.outputs)):
         if any(one.parameters for one in ones):  # shared memory, classification
             raise invalid(field, "has parameters, which are not supported here")
