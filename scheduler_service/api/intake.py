@@ -31,6 +31,7 @@ from scheduler_service.api.structured import GrammarChecker
 from scheduler_service.api.validation import ValidatedRequest, check_prompt, encode_prompt, prompt_bytes, validate
 
 _MAX_DETOKENIZE_IDS = 1_000_000
+_MAX_ABORTED = 10_000  # by one call
 # A call that is cancelled when it has no more time than this left was not cut off: its own deadline has passed.
 _DEADLINE_SLACK = 1.0  # seconds
 
@@ -160,8 +161,17 @@ class Intake:
         """Requests under way in this process."""
         return len(self._requests)
 
-    def abort(self, tenant: str, request_ids: Iterable[str]) -> None:
-        """End a tenant's requests by name, whichever api process has them."""
+    def abort(self, tenant: str, request_ids: Sequence[str]) -> None:
+        """End a tenant's requests by name, whichever api process has them.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, too many or too long to be passed on to all of them.
+        """
+        if len(request_ids) > _MAX_ABORTED:
+            raise invalid("request_ids", f"has more than {_MAX_ABORTED} ids")
+        longest = RequestLimits.max_name_chars
+        if any(len(request_id) > longest for request_id in request_ids):
+            raise invalid("request_ids", f"has an id of more than {longest} characters")
         unknown = self._requests.abort(RequestKey(tenant, request_id) for request_id in request_ids)
         if unknown:
             self._engine.forward_abort([key.text() for key in unknown])

@@ -177,6 +177,12 @@ async def test_without_template_text_still_works(serve: Serve, tmp_path: Path) -
     assert not (await stub.GetModelInfo(pb.GetModelInfoRequest())).has_chat_template
 
 
+@pytest.mark.parametrize("request_ids", [["a"] * 10_001, ["x" * 129]], ids=["too many", "too long"])
+async def test_bad_abort(stub: Any, request_ids: list[str]) -> None:
+    refused = await failure(stub.Abort(pb.AbortRequest(request_ids=request_ids)))
+    assert refused[:2] == (grpc.StatusCode.INVALID_ARGUMENT, ["request_ids"])
+
+
 async def test_bad_tokenize_and_detokenize(stub: Any) -> None:
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     assert (await failure(stub.Tokenize(pb.TokenizeRequest())))[:2] == (invalid, ["prompt"])

@@ -41,6 +41,7 @@ BAD = {
     "a number for a flag": (ask(ignore_eos=3), "stop.ignore_eos"),
     "a list for a number": (ask(temperature=[1, 2]), "sampling.temperature"),
     "an object for a text": (ask(stop={"a": 1}), "stop.stop_strings"),
+    "half a character": (ask(cache_salt="\ud800"), "sampling_parameters"),
     "the same under two names": (ask(random_seed=3), "sampling.seed"),
     "no JSON": (broken(lambda r: add_texts(r, "guided_decoding", ["{"], raw=True)), "sampling.structured"),
     "an unknown output": (ask(outputs=["bytes_output"]), "outputs"),

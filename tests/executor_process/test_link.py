@@ -279,7 +279,9 @@ def test_sigterm_without_a_scheduler(lone_scheduler: SchedulerStub, executor: su
 
 
 def test_an_executor_that_is_let_go_joins_the_scheduler_it_is_sent_to() -> None:
-    first, second = SchedulerStub(scheduler_id="first"), SchedulerStub(scheduler_id="second")
+    # long leases: a busy machine must not end a session before its Drain does
+    first = SchedulerStub(scheduler_id="first", lease_ms=10_000)
+    second = SchedulerStub(scheduler_id="second", lease_ms=10_000)
     process = start(f"{first.endpoint},{second.endpoint}")
     try:
         first.answer_probes(executors=0)

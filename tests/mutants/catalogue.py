@@ -247,6 +247,12 @@ MUTANTS = (
         _TEST_REGISTRY,
     ),
     Mutant(
+        "what a vanished executor had waits for the next turn",
+        f"{_ENGINE}/loop.py",
+        "                self._plan(now)  # what",
+        "                pass  # what",
+    ),
+    Mutant(
         "nobody is ever let go",
         f"{_ENGINE}/executor_registry.py",
         "        self._send(session, Drain(session.redirect))",

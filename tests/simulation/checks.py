@@ -49,6 +49,7 @@ class _Live:
 
     name: str
     most_tokens: int
+    starts_before: float
     num_tokens: int = 0
 
 
@@ -123,7 +124,8 @@ class EngineChecks:
         handle = peer.cluster_handle(submit.handle)
         require(handle not in self._live, "a handle is used twice")
         name = self._host.names.by_seed[submit.sampling.seed]
-        self._live[handle] = _Live(name, submit.max_tokens - len(submit.output_token_ids))
+        starts_before = now + submit.queue_timeout if submit.queue_timeout else float("inf")
+        self._live[handle] = _Live(name, submit.max_tokens - len(submit.output_token_ids), starts_before)
         self._host.note(self._name, f"is given {name} as {handle}", name)
         self._submit(peer, submit, now)
 
@@ -174,6 +176,8 @@ class EngineChecks:
             require(live is not None, "a plan for an ended request")
             assert request is not None and live is not None
             require(not request.is_held, "a plan for a held request")
+            require(request.started_at is not None, "a plan for a request that has not started")
+            require((request.started_at or 0.0) < live.starts_before, "a request starts when it should have ended")
             suspects += request.is_quarantined
             if row in admitted and start:
                 hit = admitted[row].block_ids[: start // block_size].tolist()

@@ -67,6 +67,7 @@ def read_json_object(text: Value, field: str) -> dict[str, Value]:
         raise invalid(field, f"has more than {_MAX_JSON_CHARS} characters")
     try:
         content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # JSON can spell halves of characters, which are no text
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):

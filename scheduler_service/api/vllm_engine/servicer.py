@@ -73,8 +73,9 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
                         await let_tokens_gather(self._intake.num_live)
 
     async def Abort(self, request: vllm_engine_pb2.AbortRequest, context: Context) -> vllm_engine_pb2.AbortResponse:
-        self._intake.abort(_NO_TENANT, request.request_ids)
-        return vllm_engine_pb2.AbortResponse()
+        async with CallErrors(context):
+            self._intake.abort(_NO_TENANT, request.request_ids)
+            return vllm_engine_pb2.AbortResponse()
 
     async def HealthCheck(
         self, request: vllm_engine_pb2.HealthCheckRequest, context: Context
