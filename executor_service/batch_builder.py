@@ -76,6 +76,7 @@ class BatchBuilder:
         tokens = ComputedTokens(np.repeat(plan.rows, plan.num_tokens).astype(np.int64), layout.positions)
         targets, parts = self._sampling.prompt_targets(tokens)
         audits, audit_rows = self._sampling.audits(tokens)
+        self._rows.sampling.end_audits(plan.rows, layout.ends)  # decode steps are as cheap again as before
         return BuiltStep(
             batch=replace(batch, prompt_targets=targets, audits=audits),
             sampled_rows=self._upload(sampled_rows),

@@ -90,6 +90,7 @@ class ThreadCompleter:
     """Completes steps in order in a thread of its own, so that the main thread can launch the next one meanwhile."""
 
     def __init__(self, sink: ResultSink) -> None:
+        self._sink = sink
         self._inline = InlineCompleter(sink)
         self._steps: queue.SimpleQueue[LaunchedStep] = queue.SimpleQueue()
         self._may_launch = threading.Semaphore(MAX_LAUNCHED_STEPS - 1)
@@ -102,11 +103,16 @@ class ThreadCompleter:
 
     def _run(self) -> None:
         while True:
-            self._inline.submit(self._steps.get())
-            self._may_launch.release()
+            step = self._steps.get()
+            try:
+                self._inline.submit(step)
+            except BaseException as error:  # else this thread would end in silence, and the main thread wait for ever
+                self._sink.fault(step.epoch, fault_of(step.step_id, error))
+            finally:
+                self._may_launch.release()
 
 
-def fault_of(step_id: int, error: Exception) -> Fault:
+def fault_of(step_id: int, error: BaseException) -> Fault:
     """The fault that an exception from the model amounts to."""
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
     code = FaultCode.OUT_OF_MEMORY if out_of_memory else FaultCode.DEVICE_ERROR

@@ -45,13 +45,18 @@ class Connection:
         self.broken_at: float | None = None
         self._is_refused = False
         if keys is not None:
-            keys.protect(self.socket)
+            try:
+                keys.protect(self.socket)
+            except BaseException:
+                self.socket.close()
+                raise
         self.monitor = self.socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
         )
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
+            self.close()
             raise EndpointError(f"cannot dial {endpoint!r}: {error}") from error
 
     def close(self) -> None:

@@ -221,12 +221,21 @@ class Link:
         self._choice.offer([endpoint for endpoint in kept if endpoint in self._connections])
 
     def _dial(self, endpoints: Sequence[str]) -> None:
+        """Dial those that are not dialled yet; one that cannot be dialled is named once the others are."""
+        problem: EndpointError | None = None
         for endpoint in endpoints:
-            if endpoint not in self._connections:
+            if endpoint in self._connections:
+                continue
+            try:
                 connection = Connection(self._context, endpoint, self._identity, self._keys)
-                self._connections[endpoint] = connection
-                self._poller.register(connection.socket, zmq.POLLIN)
-                self._poller.register(connection.monitor, zmq.POLLIN)
+            except EndpointError as error:
+                problem = problem or error
+                continue
+            self._connections[endpoint] = connection
+            self._poller.register(connection.socket, zmq.POLLIN)
+            self._poller.register(connection.monitor, zmq.POLLIN)
+        if problem is not None:
+            raise problem
 
     def _hang_up(self, endpoint: str) -> None:
         connection = self._connections.pop(endpoint)

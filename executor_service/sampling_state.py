@@ -62,7 +62,7 @@ class SamplingState:
         known_len: int32, length of the log that came with the admission.
         log_len: int32, tokens of the log once every launched step has run; kept for rows with penalties only.
         has_penalties, has_bias, has_mask, has_grammar: bool.
-        any_special: whether any admitted row uses more than temperature, top-k and top-p.
+        any_special: whether any admitted row uses more than temperature, top-k and top-p, or is being audited.
         log: int32 [max_rows, max_model_len + 1], for rows with penalties; sampled tokens are appended on the device.
         permitted, stops: int32 [max_rows, ceil(vocabulary / 32)], bits of the ids a row may sample, and of those it may
             not before ``min_tokens``.
@@ -101,7 +101,7 @@ class SamplingState:
         self.stops = DeviceTable(max_rows, self.num_words, torch.int32, device)
         self.bias_ids = DeviceTable(max_rows, MAX_BIASES, torch.int32, device)
         self.bias_values = DeviceTable(max_rows, MAX_BIASES, torch.float32, device)
-        self._is_special = np.zeros(max_rows, np.bool_)
+        self._is_special = np.zeros(max_rows, np.bool_)  # but for an audit
         self._known: Int32s | None = None
 
     def clear(self, rows: Int32s | slice) -> None:
@@ -109,13 +109,23 @@ class SamplingState:
         if not self.any_special:
             return
         self._is_special[rows] = False
-        self.any_special = bool(self._is_special.any())
         for flags in (self.has_penalties, self.has_bias, self.has_mask, self.has_grammar):
             flags[rows] = False
         for values in (self.min_p, self.min_tokens, self.audit_from):
             values[rows] = 0
         for counts in (self.num_logprobs, self.num_prompt_logprobs):
             counts[rows] = _OFF
+        self._note_special()
+
+    def end_audits(self, rows: Int32s, ends: Int32s) -> None:
+        """Launched steps compute ``rows`` up to ``ends``: no token of a known log is left to be audited below it."""
+        if not self.audit_from.any():
+            return
+        self.audit_from[rows[ends >= self.known_len[rows]]] = 0
+        self._note_special()
+
+    def _note_special(self) -> None:
+        self.any_special = bool((self._is_special | (self.audit_from > 0)).any())
 
     def admit(self, admission: Admission) -> None:
         """``admission.row`` has these parameters, which have been checked."""
@@ -126,8 +136,9 @@ class SamplingState:
         self.top_k[row] = 0 if greedy else min(sampling.top_k, _INT32_MAX)
         self.top_p[row] = 1.0 if greedy else sampling.top_p
         self.seed[row] = np.uint64(sampling.seed).astype(np.int64)
-        if _is_special(admission):
-            self._is_special[row] = self.any_special = True
+        self._is_special[row] = _is_special(admission.sampling)
+        if self._is_special[row] or admission.audit_from:
+            self.any_special = True
             self._admit_special(admission)
 
     def _admit_special(self, admission: Admission) -> None:
@@ -182,11 +193,9 @@ class SamplingState:
         return np.packbits(chosen, bitorder="little").view("<i4").astype(np.int32, copy=False)
 
 
-def _is_special(admission: Admission) -> bool:
-    sampling = admission.sampling
+def _is_special(sampling: RowSampling) -> bool:
     return bool(
-        admission.audit_from
-        or sampling.min_p
+        sampling.min_p
         or sampling.has_penalties
         or sampling.bias_token_ids.size
         or sampling.allowed_token_ids.size

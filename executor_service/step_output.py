@@ -1,5 +1,7 @@
 """What a step yielded on its way from the device to the host."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -25,7 +27,8 @@ class HostStepOutput:
 
     def wait(self) -> HostOutput:
         """See ``StepOutput``; does not wait."""
-        return host_output(_on_host(self._tokens), self._report)
+        with _abandoning_masks(self._report):
+            return host_output(_on_host(self._tokens), self._report)
 
 
 class DeviceStepOutput:
@@ -47,13 +50,20 @@ class DeviceStepOutput:
 
     def wait(self) -> HostOutput:
         """See ``StepOutput``."""
-        try:
+        with _abandoning_masks(self._report):
             self._copied.synchronize()
-        except BaseException:
-            if self._report.masks is not None:
-                self._report.masks.abandon()  # the main thread may wait for this step's tokens
-            raise
-        return host_output(_on_host(self._tokens), self._report)
+            return host_output(_on_host(self._tokens), self._report)
+
+
+@contextmanager
+def _abandoning_masks(report: StepReport) -> Iterator[None]:
+    """Give the step's matchers up when its tokens cannot be had: the main thread may wait for them."""
+    try:
+        yield
+    except BaseException:
+        if report.masks is not None:
+            report.masks.abandon()
+        raise
 
 
 def _copy(source: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -12,12 +12,21 @@ from baton import messages
 from baton.channel import HEALTH_REQUEST, HEALTH_SERVING, open_aio_channel
 from baton.credentials import Credentials
 from baton.endpoints import Endpoint, Endpoints, parse_targets
-from baton.errors import DeadlineExceededError, RequestCancelledError, UnavailableError, error_from_call
+from baton.errors import (
+    BatonError,
+    DeadlineExceededError,
+    ExecutorNotFoundError,
+    ModelNotFoundError,
+    RequestCancelledError,
+    UnavailableError,
+    error_from_call,
+)
 from baton.folding import StreamFolder
 from baton.options import GenerateOptions
 from baton.resume import AsyncResumingCall
 from baton.stream_log import DEFAULT_POLICY, ResumePolicy
 from baton.values import ChatMessage, ClusterStatus, Completion, Delta, ModelInfo, Prompt
+from baton_protos import admin_pb2
 from baton_protos import generation_pb2 as pb
 
 _POLL_SECONDS = 0.1
@@ -174,6 +183,23 @@ class AsyncClient:
         request = pb.GetClusterStatusRequest()
         return messages.cluster_status(await self._call("GetClusterStatus", request, timeout))
 
+    async def pause_executor(self, executor_id: str, *, timeout: float | None = None) -> None:
+        """Gives an executor no new requests; those that run there go on.
+
+        Raises:
+            ExecutorNotFoundError: there is none of this name.
+        """
+        await self._command(executor_id, lambda stub: stub.PauseExecutor, admin_pb2.PauseExecutorRequest, timeout)
+
+    async def resume_executor(self, executor_id: str, *, timeout: float | None = None) -> None:
+        """Ends a pause, or a drain that is under way; raises as ``pause_executor``."""
+        await self._command(executor_id, lambda stub: stub.ResumeExecutor, admin_pb2.ResumeExecutorRequest, timeout)
+
+    async def drain_executor(self, executor_id: str, *, timeout: float | None = None) -> None:
+        """Hands an executor's requests to others, then ends its process; returns at once, raises as
+        ``pause_executor``."""
+        await self._command(executor_id, lambda stub: stub.DrainExecutor, admin_pb2.DrainExecutorRequest, timeout)
+
     async def wait_ready(self, timeout: float | None = None) -> None:
         """Returns once a scheduler serves: it is up and has an executor.
 
@@ -215,6 +241,23 @@ class AsyncClient:
         if self._connected is None:
             self._connected = Endpoints(self._targets, self._credentials, open_aio_channel)
         return self._connected
+
+    async def _command(
+        self, executor_id: str, method: Callable[[Any], Any], request: Callable[..., Any], timeout: float | None
+    ) -> None:
+        """Gives an order to whichever scheduler has the executor."""
+        failure: BatonError | None = None
+        for endpoint in self._endpoints:
+            try:
+                await _ask(endpoint, method(endpoint.admin), request(executor_id=executor_id), timeout)
+            except ModelNotFoundError as error:
+                failure = ExecutorNotFoundError(error.message, code=error.code)
+            except UnavailableError as error:
+                failure = failure or error
+            else:
+                return
+        assert failure is not None
+        raise failure
 
     async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
         """The answer of the first scheduler that can be reached."""

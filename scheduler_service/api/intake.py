@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import math
 import secrets
 import time
@@ -29,6 +30,8 @@ from scheduler_service.api.stop_strings import StopStrings
 from scheduler_service.api.streams import Inbox, OutputStream
 from scheduler_service.api.structured import GrammarChecker
 from scheduler_service.api.validation import ValidatedRequest, check_prompt, encode_prompt, prompt_bytes, validate
+
+_log = logging.getLogger("baton.api")
 
 _MAX_DETOKENIZE_IDS = 1_000_000
 _MAX_ABORTED = 10_000  # by one call
@@ -83,6 +86,7 @@ class Intake:
         self._encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.chat_template)
         self._pool = PromptPool()
         self._requests = LiveRequests(engine, max_live)
+        self._has_warned_of_eos = False
         self._fixed_limits = RequestLimits(
             model=model, eos_token_ids=checkpoint.eos_token_ids, has_tokenizer=checkpoint.tokenizer is not None
         )
@@ -191,7 +195,25 @@ class Intake:
 
     def _limits(self) -> RequestLimits:
         limits = self._engine.limits
-        return replace(self._fixed_limits, vocab_size=limits.vocab_size, max_total_tokens=limits.max_total_tokens)
+        return replace(
+            self._fixed_limits,
+            eos_token_ids=self._eos_token_ids(limits.vocab_size),
+            vocab_size=limits.vocab_size,
+            max_total_tokens=limits.max_total_tokens,
+        )
+
+    def _eos_token_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """The checkpoint's ids that executors know: they refuse a request with any other, and none can be sampled."""
+        eos = self._fixed_limits.eos_token_ids
+        known = tuple(token_id for token_id in eos if 0 <= token_id < (vocab_size or math.inf))
+        if known != eos and not self._has_warned_of_eos:
+            self._has_warned_of_eos = True
+            _log.warning(
+                "end-of-sequence ids out of the vocabulary of %d ids are ignored: %s",
+                vocab_size,
+                ", ".join(str(token_id) for token_id in eos if token_id not in known),
+            )
+        return known
 
     async def _enter(self, key: RequestKey, request: GenerationRequest, watch: Watch) -> _Entered:
         known = self._requests.find(key)

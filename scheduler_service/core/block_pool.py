@@ -80,6 +80,15 @@ class BlockPool:
         self._free.extend(orphans[~cached].tolist())
         self._evictable.update(dict.fromkeys(orphans[cached].tolist()))
 
+    def uncache(self, blocks: list[int]) -> None:
+        """Forget the content of cached blocks, children before their parents; owners keep theirs."""
+        for block in blocks:
+            self.is_cached[block] = False
+            self._on_evict(block)
+            if self.ref_count[block] == 0:
+                del self._evictable[block]
+                self._free.append(block)
+
     def free_blocks(self) -> list[int]:
         """The free list, for integrity checks."""
         return list(self._free)

@@ -180,10 +180,15 @@ class Cluster:
     # --------------------------------------------------------------- executors
 
     def executor_ready(self, executor_id: str, capacity: ExecutorCapacity, now: float) -> None:
-        """An executor takes plans from now on, with empty rows and tables; it may relieve the others."""
+        """An executor takes plans from now on, with empty rows and tables; it may relieve the others.
+
+        Raises:
+            MemoryError: its tables do not fit into memory; nothing was changed.
+        """
+        joined = Scheduler(capacity, self._run_ahead)
         for scheduler in self.executors.values():
             self._take_back(scheduler, now, lambda _: True)
-        self.executors[executor_id] = Scheduler(capacity, self._run_ahead)
+        self.executors[executor_id] = joined
         self._set_state(executor_id, ExecutorState.SERVING)
         self.max_total_tokens = max(self.max_total_tokens, capacity.max_total_tokens)
 

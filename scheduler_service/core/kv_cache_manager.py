@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scheduler_service.core.block_pool import BlockPool
 from scheduler_service.core.prefix_cache import PrefixCache, hash_blocks
 from scheduler_service.core.request import Request
-from scheduler_service.core.row_table import Rows, RowTable
+from scheduler_service.core.row_table import NO_ADMISSION, Rows, RowTable
 
 _PUBLISHES_NO_MORE = -1
 
@@ -73,7 +73,7 @@ class KVCacheManager:
         self.pool.pin(matched)  # before taking: a matched block must not be evicted for this very request
         fresh = self.pool.take(self.num_blocks_for(len(request.token_ids)) - len(matched))
         self._rows.append_blocks(row, np.concatenate([np.array(matched, np.int32), fresh]))
-        self._rows.num_published[row] = len(matched)
+        self._rows.num_matched[row] = self._rows.num_published[row] = len(matched)
 
     def extend(self, rows: Rows) -> NDArray[np.int32]:
         """One more block for each row; the blocks, in order."""
@@ -103,6 +103,18 @@ class KVCacheManager:
         self._hash(request, rows.token_log[row, :num_settled])
         self._publish(request, row, num_settled, pending=False)
 
+    def unpublish(self, row: int) -> None:
+        """Let nobody hit what a row has published, nor what others have computed on top of it: it may be wrong."""
+        rows, is_cached = self._rows, self.pool.is_cached
+        fresh = rows.blocks(row)[rows.num_matched[row] :]
+        own = fresh[is_cached[fresh]]
+        if not len(own):
+            return
+        self.pool.uncache(self.cache.subtree(int(own[0])))
+        publishing = np.flatnonzero((rows.admission != NO_ADMISSION) & (rows.num_published > 0))
+        ends = rows.block_table[publishing, rows.num_published[publishing] - 1]
+        rows.num_published[publishing[~is_cached[ends]]] = _PUBLISHES_NO_MORE
+
     def _publish(self, request: Request, row: int, num_tokens: int, *, pending: bool) -> None:
         """Publish a row's full blocks among its first ``num_tokens`` tokens, whose digests are known.
 
@@ -115,10 +127,12 @@ class KVCacheManager:
             return
         last = num_tokens // self._block_size
         blocks = self._rows.block_table[row, first:last]
+        parent = int(self._rows.block_table[row, first - 1]) if first else None
         count = 0
         for digest, block in zip(request.block_hashes[first:last], blocks.tolist(), strict=True):
-            if not self.cache.publish(digest, block, pending=pending):
+            if not self.cache.publish(digest, block, parent, pending=pending):
                 break
+            parent = block
             count += 1
         self.pool.is_cached[blocks[:count]] = True
         self._rows.num_published[row] = first + count if count == len(blocks) else _PUBLISHES_NO_MORE

@@ -41,6 +41,8 @@ class PrefixCache:
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
         self._pending: set[bytes] = set()
+        self._parent_of: dict[int, int] = {}
+        self._children_of: dict[int, set[int]] = {}
 
     def begin_plan(self) -> None:
         """What the previous plan fills can be hit from now on: later plans run later."""
@@ -72,19 +74,37 @@ class PrefixCache:
                 high = middle - 1
         return low
 
-    def publish(self, digest: bytes, block: int, *, pending: bool) -> bool:
-        """Make ``block`` known under ``digest``; False if another block already is."""
+    def publish(self, digest: bytes, block: int, parent: int | None, *, pending: bool) -> bool:
+        """Make ``block`` known under ``digest``, below the published block ``parent``; False if another already is."""
         if digest in self._block_of:
             return False
         self._block_of[digest] = block
         self._digest_of[block] = digest
+        if parent is not None:
+            self._parent_of[block] = parent
+            self._children_of.setdefault(parent, set()).add(block)
         if pending:
             self._pending.add(digest)
         return True
 
+    def subtree(self, block: int) -> list[int]:
+        """A published block and all that are published below it, children before their parents."""
+        found = [block]
+        for one in found:  # grows on the way
+            found.extend(self._children_of.get(one, ()))
+        return found[::-1]
+
     def forget(self, block: int) -> None:
-        """The block is evicted."""
-        del self._block_of[self._digest_of.pop(block)]
+        """The block, which has no children any more, is evicted."""
+        digest = self._digest_of.pop(block)
+        del self._block_of[digest]
+        self._pending.discard(digest)
+        parent = self._parent_of.pop(block, None)
+        if parent is not None:
+            siblings = self._children_of[parent]
+            siblings.remove(block)
+            if not siblings:
+                del self._children_of[parent]
 
     def items(self) -> list[tuple[bytes, int]]:
         """Digests and blocks, for integrity checks."""

@@ -36,6 +36,7 @@ class RowTable:
         priority, arrival: the request's; the order in which rows lose their places is theirs, backwards.
         wants_logprobs: its sampled tokens come with log probabilities.
         block_table: int32 [max_rows, max_blocks]; num_blocks of them are valid.
+        num_matched: leading blocks that came from the prefix cache at admission.
         num_published: leading blocks that are in the prefix cache as this row's own; -1 = publishes no more.
         last_step: last step dispatched for the row.
         stop_token_ids: int32 [max_rows, 16], padded with -1.
@@ -60,6 +61,7 @@ class RowTable:
         self.wants_logprobs = np.zeros(max_rows, np.bool_)
         self.block_table = np.zeros((max_rows, -(-max_model_len // block_size)), np.int32)
         self.num_blocks = np.zeros(max_rows, np.int32)
+        self.num_matched = np.zeros(max_rows, np.int32)
         self.num_published = np.zeros(max_rows, np.int32)
         self.table_hash = np.zeros(max_rows, np.uint32)
         self.last_step = np.zeros(max_rows, np.int64)
@@ -112,6 +114,7 @@ class RowTable:
         self.wants_logprobs[row] = sampling.num_logprobs is not None
         self.num_logprob_rows += sampling.num_logprobs is not None
         self.num_blocks[row] = 0
+        self.num_matched[row] = 0
         self.num_published[row] = 0
         self.table_hash[row] = 0
         self.last_step[row] = 0

@@ -67,10 +67,15 @@ class RunningRows:
         table, rows = self.table, self.decoding
         self.decoding = rows[table.num_dispatched[rows] < table.max_tokens[rows] - 1]
 
-    def vacate(self, row: int, *, publishes: bool = True) -> Request:
-        """Take a row and its blocks from its request; then ``forget_vacant``. What it has generated may be shared."""
-        if publishes:
+    def vacate(self, row: int, *, is_sound: bool = True) -> Request:
+        """Take a row and its blocks from its request; then ``forget_vacant``.
+
+        What it has generated may be shared; if it is not sound, not even what it has published.
+        """
+        if is_sound:
             self._kv.publish_settled(row)
+        else:
+            self._kv.unpublish(row)
         self._kv.release(row)
         self._released.append(row)
         return self.table.vacate(row)

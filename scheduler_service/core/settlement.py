@@ -137,7 +137,7 @@ class Settlement:
         good = result.row_status == 0 if len(result.row_status) else np.ones(len(rows), np.bool_)
         ended = result.grammar_ended != 0 if len(result.grammar_ended) else np.zeros(len(rows), np.bool_)
         failed = [
-            finish(self._running.vacate(row, publishes=False), FinishReason.ERROR, _BAD_LOGITS)
+            finish(self._running.vacate(row, is_sound=False), FinishReason.ERROR, _BAD_LOGITS)
             for row in rows[holds & ~good].tolist()
         ]
         self._running.forget_vacant()

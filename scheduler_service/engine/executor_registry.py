@@ -168,6 +168,10 @@ class ExecutorRegistry:
         session = self._sessions.pop(executor_id)
         self._send(session, Drain(session.redirect))
 
+    def refuse(self, executor_id: str, reason: str) -> None:
+        """Turn an executor away that has just become ready; ``reason`` is for a person."""
+        self._refuse(self._sessions.pop(executor_id), reason)
+
     def send_census(self, probed: Probed, queued_requests: int) -> None:
         """Tell an executor how much it is needed."""
         serving = sum(not session.is_leaving for session in self._sessions.values())

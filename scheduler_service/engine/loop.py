@@ -150,7 +150,15 @@ class EngineLoop:
 
     def _join(self, event: ExecutorJoined, now: float) -> None:
         capacity, hello = event.capacity, event.hello
-        self._cluster.executor_ready(event.executor_id, capacity, now)
+        try:
+            self._cluster.executor_ready(event.executor_id, capacity, now)
+        except MemoryError:
+            reason = (
+                f"{capacity.max_rows} rows of {capacity.max_model_len} tokens and {capacity.num_blocks} blocks are more "
+                "than the scheduler has memory for"
+            )
+            self._registry.refuse(event.executor_id, reason)
+            return
         self._vocab_size, self._dtype = capacity.vocab_size, hello.dtype
         logger.info(
             "executor ready",

@@ -14,8 +14,8 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from baton_protos import admin_pb2, admin_pb2_grpc, generation_pb2_grpc
 from baton_protos import generation_pb2 as pb
-from baton_protos import generation_pb2_grpc
 
 # A step of a scripted stream: send this, end the call with this status, or stay silent until it is cancelled.
 SILENCE = "silence"
@@ -61,6 +61,7 @@ class FakeServer:
         most_running: most calls of Generate at a time.
         requests: what Generate and GenerateStream were asked.
         refusals: this many calls of Generate and GenerateStream end UNAVAILABLE before anything else.
+        orders: what the operator has ordered of which executor; there is only ``executor-0``.
         cancelled: set when a call of Generate or GenerateStream is cancelled.
     """
 
@@ -72,6 +73,7 @@ class FakeServer:
         self.running = self.most_running = 0
         self.requests: list[pb.GenerateRequest] = []
         self.aborted: list[str] = []
+        self.orders: list[tuple[str, str]] = []
         self.refusals = 0
         self.health = health_pb2.HealthCheckResponse.SERVING
         self.cancelled = threading.Event()
@@ -103,6 +105,7 @@ class FakeServer:
     async def _start(self) -> None:
         self._server = grpc.aio.server()
         generation_pb2_grpc.add_GenerationServicer_to_server(_Servicer(self), self._server)
+        admin_pb2_grpc.add_AdminServicer_to_server(_Admin(self), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(_Health(self), self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()
@@ -176,6 +179,34 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
         if self._fake.refusals:
             self._fake.refusals -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
+
+
+class _Admin(admin_pb2_grpc.AdminServicer):
+    def __init__(self, fake: FakeServer) -> None:
+        self._fake = fake
+
+    async def PauseExecutor(
+        self, request: admin_pb2.PauseExecutorRequest, context: Any
+    ) -> admin_pb2.PauseExecutorResponse:
+        await self._order("pause", request.executor_id, context)
+        return admin_pb2.PauseExecutorResponse()
+
+    async def ResumeExecutor(
+        self, request: admin_pb2.ResumeExecutorRequest, context: Any
+    ) -> admin_pb2.ResumeExecutorResponse:
+        await self._order("resume", request.executor_id, context)
+        return admin_pb2.ResumeExecutorResponse()
+
+    async def DrainExecutor(
+        self, request: admin_pb2.DrainExecutorRequest, context: Any
+    ) -> admin_pb2.DrainExecutorResponse:
+        await self._order("drain", request.executor_id, context)
+        return admin_pb2.DrainExecutorResponse()
+
+    async def _order(self, order: str, executor_id: str, context: Any) -> None:
+        if executor_id != "executor-0":
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no executor {executor_id!r}")
+        self._fake.orders.append((order, executor_id))
 
 
 class _Health(health_pb2_grpc.HealthServicer):

@@ -18,7 +18,7 @@ from tests.mutants.catalogue import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parents[2]
 _PARTS = ("client", "executor_service", "kernels", "protos", "pyproject.toml", "scheduler_service", "tests")
 _SIMULATION_SECONDS = 180.0  # for all seeds; whoever takes longer goes in circles
-_TEST_SECONDS = 180.0
+_TEST_SECONDS = 120.0
 _FIRST_SEED = 0
 _EVENTS = 2500
 

@@ -304,6 +304,7 @@ MUTANTS = (
         "executor_service/session.py",
         "return current if current is not None and current.number == number else None",
         "return current",
+        _TEST_SESSION,
     ),
     Mutant(
         "results for another scheduler's epoch of the same number are sent",
