@@ -62,6 +62,7 @@ class Connection:
     def close(self) -> None:
         """Hang up; what still waits to be sent is dropped."""
         self.socket.disable_monitor()
+        self.monitor.close()
         self.socket.close()
 
     def send(self, frame: bytes) -> bool:

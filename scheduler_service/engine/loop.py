@@ -154,8 +154,8 @@ class EngineLoop:
             self._cluster.executor_ready(event.executor_id, capacity, now)
         except MemoryError:
             reason = (
-                f"{capacity.max_rows} rows of {capacity.max_model_len} tokens and {capacity.num_blocks} blocks are more "
-                "than the scheduler has memory for"
+                f"{capacity.max_rows} rows of {capacity.max_model_len} tokens and {capacity.num_blocks} blocks are "
+                "more than the scheduler has memory for"
             )
             self._registry.refuse(event.executor_id, reason)
             return

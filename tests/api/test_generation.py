@@ -1,6 +1,7 @@
 """Streams and unary calls, against a fake engine."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from baton_protos.columns import FLOAT32, unpack
 from scheduler_service.api import intake
 from scheduler_service.api.checkpoint import load_checkpoint
 
-from .conftest import Serve, until
-from .fake_engine import FakeEngine, token_of
+from .conftest import Serve, until, write_checkpoint
+from .fake_engine import VOCAB_SIZE, FakeEngine, token_of
 
 
 def ask(
@@ -297,3 +298,16 @@ async def test_model_and_cluster(stub: Any) -> None:
     status = await stub.GetClusterStatus(pb.GetClusterStatusRequest())
     assert (status.scheduler_id, status.queued_requests) == ("test-scheduler", 3)
     assert [(executor.executor_id, executor.total_blocks) for executor in status.executors] == [("fake", 7)]
+
+
+async def test_end_ids_that_executors_do_not_know_are_left_out(
+    engine: FakeEngine, serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_checkpoint(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, VOCAB_SIZE, -1]}))
+    served = await serve(model=folder)
+    for _ in range(2):
+        await served.stub.Generate(pb.GenerateRequest(text="a", stop=pb.StopConditions(max_tokens=3)))
+    assert [unpack(submit.sampling.stop_token_ids).tolist() for submit in engine.submits] == [[2], [2]]
+    warnings = [record.message for record in caplog.records if "end-of-sequence" in record.message]
+    assert len(warnings) == 1 and warnings[0].endswith(f"{VOCAB_SIZE}, -1")

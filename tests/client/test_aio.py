@@ -12,6 +12,7 @@ from baton import (
     AsyncClient,
     BatonError,
     DeadlineExceededError,
+    ExecutorNotFoundError,
     InvalidRequestError,
     ProtocolError,
     RequestCancelledError,
@@ -111,6 +112,16 @@ async def test_small_calls(server: FakeServer, aclient: AsyncClient) -> None:
     assert (await aclient.cluster_status()).executors[0].executor_id == "executor-0"
     await aclient.abort("a")
     assert server.aborted == ["a"]
+
+
+async def test_orders_of_an_operator(server: FakeServer, aclient: AsyncClient) -> None:
+    await aclient.pause_executor("executor-0")
+    await aclient.resume_executor("executor-0")
+    await aclient.drain_executor("executor-0")
+    assert server.orders == [("pause", "executor-0"), ("resume", "executor-0"), ("drain", "executor-0")]
+    for order in (aclient.pause_executor, aclient.resume_executor, aclient.drain_executor):
+        with pytest.raises(ExecutorNotFoundError, match="nobody"):
+            await order("nobody")
 
 
 async def test_wait_ready(server: FakeServer, aclient: AsyncClient) -> None:

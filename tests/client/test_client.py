@@ -18,6 +18,7 @@ from baton import (
     Client,
     ConnectFailedError,
     DeadlineExceededError,
+    ExecutorNotFoundError,
     FinishReason,
     InvalidRequestError,
     ModelNotFoundError,
@@ -164,6 +165,16 @@ def test_small_calls(server: FakeServer, client: Client) -> None:
     assert (state.queued_requests, state.executors[0].used_blocks) == (4, 25)
     client.abort("a", "b")
     assert server.aborted == ["a", "b"]
+
+
+def test_orders_of_an_operator(server: FakeServer, client: Client) -> None:
+    client.pause_executor("executor-0")
+    client.resume_executor("executor-0")
+    client.drain_executor("executor-0")
+    assert server.orders == [("pause", "executor-0"), ("resume", "executor-0"), ("drain", "executor-0")]
+    for order in (client.pause_executor, client.resume_executor, client.drain_executor):
+        with pytest.raises(ExecutorNotFoundError, match="nobody"):
+            order("nobody")
 
 
 def test_nobody_listens() -> None:

@@ -234,3 +234,38 @@ def test_what_a_request_with_bad_logits_has_generated_is_never_hit() -> None:
     scheduler.add_request(request(1, [1, 2, *range(10, 16), 5]))
     assert schedule(scheduler).start_positions.tolist() == [0]
     check_integrity(scheduler)
+
+
+@pytest.mark.parametrize("heir_runs", [True, False])
+def test_what_a_failed_row_has_published_is_not_hit_any_more(heir_runs: bool) -> None:
+    """Nor what others have computed on top of it; those that run there go on."""
+    scheduler = Scheduler(capacity(), run_ahead=1)
+    scheduler.add_request(request(0, [1, 2, 3, 4, 9], max_tokens=1))
+    settle(scheduler, schedule(scheduler), [7])
+    root = scheduler.kv.cache.items()
+    prompt = [1, 2, 3, 4, *range(20, 28), 5]
+    scheduler.add_request(request(1, prompt, max_tokens=20))
+    settle(scheduler, schedule(scheduler), [7])
+    heir = request(2, [*prompt[:12], *range(30, 35)], max_tokens=20 if heir_runs else 1)
+    scheduler.add_request(heir)
+    settle(scheduler, schedule(scheduler), [7, 7])
+    assert len(scheduler.kv.cache.items()) == 4
+    plan = schedule(scheduler)
+    status = np.array([1] + [0] * (len(plan.rows) - 1), np.uint8)
+    result = StepResult(plan.step_id, np.full(len(plan.rows), 7, np.int32), row_status=status)
+    assert [(end.handle, end.reason) for end in scheduler.settle(result).finished] == [(1, FinishReason.ERROR)]
+    assert scheduler.kv.cache.items() == root
+    check_integrity(scheduler)
+    retry = request(3, prompt, max_tokens=20)
+    scheduler.add_request(retry)
+    plan = schedule(scheduler)
+    assert plan.start_positions[-1] == 4
+    settle(scheduler, plan, [7] * len(plan.rows))
+    assert len(scheduler.kv.cache.items()) == 3
+    check_integrity(scheduler)
+    if heir_runs:
+        scheduler.abort(heir)
+        assert len(scheduler.kv.cache.items()) == 3
+    scheduler.abort(retry)
+    check_integrity(scheduler)
+    assert scheduler.kv.pool.num_used == 0

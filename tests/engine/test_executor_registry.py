@@ -189,6 +189,14 @@ def test_executors_that_cannot_be_used_are_told_why() -> None:
         assert not welcome.accepted and word in welcome.reject_reason
 
 
+def test_an_executor_may_be_turned_away_once_it_is_ready() -> None:
+    registry = joined()
+    registry.refuse("e", "no room")
+    welcome = sent(registry)[-1].welcome
+    assert (welcome.accepted, welcome.reject_reason) == (False, "no room")
+    assert not registry.sessions
+
+
 def test_of_two_models_that_come_at_once_the_second_is_refused() -> None:
     registry = ExecutorRegistry("s", lease=2.0)
     registry.receive(PEER, hello(), 0.0)

@@ -2,9 +2,14 @@
 
 import random
 import time
+from dataclasses import replace
+
+import pytest
 
 from baton_protos import engine_pb2 as pb
 from baton_protos.columns import INT64, pack
+from scheduler_service.core import cluster
+from scheduler_service.core.scheduler import ExecutorCapacity, Scheduler
 from tests.engine.rig import CAPACITY, VOCAB, Api, Engine
 from tests.fakes.shadow_executor import oracle
 from tests.fakes.shadow_link import ShadowLink
@@ -132,3 +137,24 @@ def test_garbage_from_an_api_process_is_harmless(engine: Engine, api: Api) -> No
         api.socket.send(garbage)
     api.submit(1 << 60, [1], 1, 0, [])
     assert api.idle_status().queued_requests == 0
+
+
+def test_an_executor_too_large_for_the_scheduler_is_refused(
+    engine: Engine, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the system grants that much memory differs; so this one does not."""
+
+    def allocate(capacity: ExecutorCapacity, run_ahead: int | None) -> Scheduler:
+        if capacity.max_rows > CAPACITY.max_rows:
+            raise MemoryError("Unable to allocate")
+        return Scheduler(capacity, run_ahead)
+
+    monkeypatch.setattr(cluster, "Scheduler", allocate)
+    giant = ShadowLink(engine.executor_endpoint, "giant", replace(CAPACITY, max_rows=64))
+    giant.start()
+    giant.join(10)
+    assert "64 rows" in str(giant.error)
+    link = ShadowLink(engine.executor_endpoint, "e", CAPACITY)
+    link.start()
+    api.wait(lambda: api.limits.ready_executors == 1)
+    link.stop()

@@ -167,6 +167,22 @@ def test_audits_agree_with_an_honest_log(checkpoint: Path) -> None:
         assert serving.step(decode=[2]).token_ids.tolist() == output[81:82]
 
 
+def test_an_audited_row_is_an_ordinary_one_once_its_log_is_computed(checkpoint: Path) -> None:
+    plain, log = pb.RowSampling(temperature=1.0, top_p=0.9, seed=3), prompt(5, 40)
+    serving = Serving(checkpoint)
+    state = serving.rows.sampling
+    readmitted = admission(1, log, 25, plain, audit_from=25)
+    assert serving.step(admit=[readmitted], prefill={1: log[:30]}, sample=False).audited_tokens == 6
+    assert state.any_special
+    assert serving.step(prefill={1: log[30:]}).audited_tokens == 9
+    assert not state.any_special
+    serving.step(admit=[admission(2, log, 25, EVERYTHING, audit_from=25)], prefill={2: log})
+    assert serving.step(decode=[1, 2]).audited_tokens == 0
+    assert state.any_special  # for what the other row asks for besides
+    serving.step(release=[2])
+    assert not state.any_special
+
+
 def test_audits_find_what_is_wrong(checkpoint: Path) -> None:
     log = prompt(3, 25)
     output = Serving(checkpoint).generate(2, log, 25, EVERYTHING, 20)

@@ -7,21 +7,25 @@ import time
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from executor_service.completion import Completer, InlineCompleter, LaunchedStep, ThreadCompleter
 from executor_service.sampler import SampledTokens
 from executor_service.step_output import HostStepOutput, StepOutput
-from executor_service.step_plan import Fault, FaultCode, StepResult
-from executor_service.step_report import HostOutput
+from executor_service.step_plan import Fault, FaultCode, Int32s, StepResult, UInt8s
+from executor_service.step_report import HostOutput, StepReport
 
 
 class Sink:
-    """Collects what would be sent."""
+    """Collects what would be sent; the results of ``refused`` steps cannot be."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: int = 0) -> None:
         self.sent: queue.Queue[tuple[int, StepResult | Fault]] = queue.Queue()
+        self._refused = refused
 
     def result(self, epoch: int, result: StepResult) -> None:
+        if result.step_id == self._refused:
+            raise MemoryError("no room for the result")
         self.sent.put((epoch, result))
 
     def fault(self, epoch: int, fault: Fault) -> None:
@@ -36,7 +40,7 @@ class Sink:
 class Gate:
     """A step's output that is there when the gate opens."""
 
-    def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
+    def __init__(self, seconds: float = 0.0, error: BaseException | None = None) -> None:
         self.opened = threading.Event()
         self._seconds = seconds
         self._error = error
@@ -112,3 +116,48 @@ def test_host_output_marks_bad_rows() -> None:
     result = sink.next()
     assert (result.token_ids.tolist(), result.token_ids.dtype) == ([4, 0, 6], np.int32)
     assert result.row_status.tolist() == [0, 1, 0]
+
+
+class Panic(BaseException):
+    """As the grammar library raises them."""
+
+
+@pytest.mark.parametrize(("refused", "error"), [(0, Panic("at the disco")), (1, None)], ids=["output", "result"])
+def test_the_thread_survives_whatever_is_raised(refused: int, error: BaseException | None) -> None:
+    sink = Sink(refused)
+    completer = ThreadCompleter(sink)
+    steps = threading.Thread(
+        target=lambda: [completer.submit(launched(1, Gate(0.01, error))), completer.submit(launched(2, Gate(0.01)))],
+        daemon=True,
+    )
+    steps.start()
+    fault = sink.sent.get(timeout=5)[1]
+    assert isinstance(fault, Fault) and fault.step_id == 1
+    assert sink.next().step_id == 2
+    steps.join(5)
+    assert not steps.is_alive()
+
+
+class _Broken:
+    """Matchers that cannot take their tokens."""
+
+    rows = np.zeros(1, np.int64)
+    is_abandoned = False
+
+    def fill(self) -> torch.Tensor:
+        raise NotImplementedError
+
+    def accept(self, token_ids: Int32s, row_ok: NDArray[np.bool_]) -> UInt8s:
+        raise Panic("in a matcher")
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
+
+
+def test_matchers_that_cannot_take_their_tokens_are_given_up() -> None:
+    """Else the main thread, which waits for them in the next step, would wait for ever."""
+    masks = _Broken()
+    output = HostStepOutput(SampledTokens(torch.tensor([4]), torch.tensor([True])), StepReport(masks=masks))
+    with pytest.raises(Panic):
+        output.wait()
+    assert masks.is_abandoned

@@ -1,12 +1,15 @@
 """Schedulers that are found by name: the link in this process, name resolution as the test says."""
 
 import socket
+import threading
 from typing import Any
 
 import pytest
 import zmq
 
 from executor_service import endpoints
+from executor_service.connection import Connection
+from executor_service.endpoints import EndpointError
 from executor_service.inbox import Inbox
 from executor_service.link import Link
 from executor_service.wire import Capacity
@@ -71,3 +74,23 @@ def test_a_scheduler_is_reached_by_its_ipv6_address() -> None:
     finally:
         link.close()
         context.destroy(linger=0)
+
+
+def test_an_endpoint_that_cannot_be_dialled_does_not_keep_others_from_being_dialled() -> None:
+    link = Link("tcp://127.0.0.1:1", "e", 7, Inbox())
+    try:
+        with pytest.raises(EndpointError, match="no-transport"):
+            link._dial(("no-transport://x", "tcp://127.0.0.1:2"))
+        assert list(link._connections) == ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]
+    finally:
+        link.close()
+
+
+def test_an_endpoint_that_cannot_be_dialled_leaves_no_socket_behind() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with pytest.raises(EndpointError) as caught:
+        Connection(context, "no-transport://x", b"e", None)
+    ending = threading.Thread(target=context.term, daemon=True)  # returns when all sockets are closed
+    ending.start()
+    ending.join(5)
+    assert not ending.is_alive(), caught  # whose frames have kept the socket from the garbage collector

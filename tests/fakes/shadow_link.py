@@ -152,6 +152,7 @@ class ShadowLink(threading.Thread):
                 self._results.clear()
                 self._send(ready=pb.Ready())
             case "welcome":
+                assert envelope.welcome.accepted, envelope.welcome.reject_reason
                 self._send(ready=pb.Ready())
             case "plan" if envelope.plan.step_id == self._received + 1:
                 if self._step_seconds:

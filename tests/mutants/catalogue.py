@@ -49,8 +49,15 @@ MUTANTS = (
     Mutant(
         "an evicted block can still be hit",
         f"{_CORE}/block_pool.py",
-        "            self._on_evict(block)",
+        "            self._on_evict(block)\n            self._free",
+        "            self._free",
+    ),
+    Mutant(
+        "what a failed row has published can still be hit",
+        f"{_CORE}/running.py",
+        "            self._kv.unpublish(row)",
         "            pass",
+        _TEST_CORE,
     ),
     Mutant(
         "blocks are published before they are settled",
