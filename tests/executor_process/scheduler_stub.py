@@ -130,12 +130,12 @@ class SchedulerStub:
     def beat(self) -> None:
         self.send(heartbeat=pb.Heartbeat(last_step=self.sent_step, last_settled_step=self.settled_step))
 
-    def receive(self, kind: str, timeout: float = 20.0) -> pb.Envelope:
+    def receive(self, kind: str, timeout: float = 60.0) -> pb.Envelope:
         """The next frame of ``kind``; executor heartbeats are collected, other frames skipped."""
         return self.receive_where(lambda envelope: envelope.WhichOneof("body") == kind, timeout, kind)
 
     def receive_where(
-        self, wanted: Callable[[pb.Envelope], bool], timeout: float = 20.0, what: str = ""
+        self, wanted: Callable[[pb.Envelope], bool], timeout: float = 60.0, what: str = ""
     ) -> pb.Envelope:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -151,7 +151,7 @@ class SchedulerStub:
                 self.beat()
         raise TimeoutError(f"no {what}")
 
-    def welcome(self, timeout: float = 20.0) -> pb.Hello:
+    def welcome(self, timeout: float = 60.0) -> pb.Hello:
         """Begin a new epoch by answering the next Hello; that Hello."""
         self._start_epoch(self.receive("hello", timeout).hello)
         return self.hello
@@ -177,7 +177,7 @@ class SchedulerStub:
             return envelope.hello.nonce != self.hello.nonce
         return kind == "ready" and envelope.epoch == self.epoch
 
-    def result(self, step_id: int, timeout: float = 20.0) -> pb.StepResult:
+    def result(self, step_id: int, timeout: float = 60.0) -> pb.StepResult:
         """The result of ``step_id``, which becomes the settled step."""
         result = self.receive_where(
             lambda e: e.WhichOneof("body") in ("result", "fault") and e.epoch == self.epoch, timeout, f"step {step_id}"

@@ -194,6 +194,6 @@ def test_settings_that_cannot_be_served(checkpoint: Path, flags: list[str], mess
 
 def test_missing_checkpoint_exits_with_2_and_one_line(tmp_path: Path) -> None:
     process = start("tcp://127.0.0.1:9", tmp_path)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert stderr == f"error: --model: cannot read {tmp_path}/config.json: No such file or directory\n"
