@@ -25,7 +25,8 @@ class ResumePolicy:
     """How hard to try. Waits double from ``first_wait`` to ``longest_wait`` seconds, each shortened at random.
 
     Attributes:
-        attempts: calls to begin a stream, before anything of it has come.
+        attempts: calls to each endpoint to begin a stream, before anything of it has come: enough of them, where there
+            are several, to outlast the pause that a channel makes after its server was not there.
         patience: seconds since a stream broke, without a single new token, after which it is given up; 0 = at once.
     """
 
@@ -143,7 +144,7 @@ class StreamLog:
 
     def _may_try_again(self, error: BatonError, call: grpc.RpcError) -> bool:
         if self._start is None:
-            attempts = max(self._policy.attempts, self._num_endpoints)
+            attempts = self._policy.attempts * self._num_endpoints
             return isinstance(error, UnavailableError) and not is_pushed_back(call) and self._attempts + 1 < attempts
         if is_pushed_back(call) and not any(sample.token_ids for sample in self._samples.values()):
             return False  # it has waited in the queue for as long as it may, and there is nothing to save

@@ -141,7 +141,24 @@ def test_a_stream_that_never_begins_is_given_up(servers: list[FakeServer], reade
     script(servers, [GONE])
     with pytest.raises(UnavailableError, match="gone"):
         reader(targets(servers))
-    assert 2 <= sum(len(server.requests) for server in servers) <= 4
+    assert 2 <= sum(len(server.requests) for server in servers) <= 8
+
+
+class _Refused(grpc.RpcError):
+    """A call that nobody answered."""
+
+    def trailing_metadata(self) -> None:
+        return None
+
+
+def test_beginning_outlasts_a_channels_pause() -> None:
+    """A channel whose server was not there fails calls for up to two seconds, even if the server is back."""
+    log, error = StreamLog(pb.GenerateRequest(), ResumePolicy(), 2), ConnectFailedError("refused")
+    waits: list[float] = []
+    with pytest.raises(ConnectFailedError):
+        while True:
+            waits.append(log.broken(error, _Refused(), now=sum(waits)))
+    assert sum(waits) >= 2.0
 
 
 @pytest.mark.parametrize(
