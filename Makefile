@@ -20,9 +20,10 @@ WORKER ?=
 HTTP_PORT ?= 30000
 GATEWAY_VENV ?= .venv-gateway
 KSERVE_VENV ?= .venv-kserve
+NODE_EXAMPLE := docs/examples/node
 
-.PHONY: help setup protos run-cluster run-gateway test test-gateway test-kserve lint format types clean \
-  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels bench-sampler kill-test fuzz simulate test-mutants gpu-check
+.PHONY: help setup protos run-cluster run-gateway test test-gateway test-kserve test-node lint format types clean \
+  bench-core bench-cluster bench-stream bench-split bench-serve bench-peers bench-kernels bench-quantization bench-sampler profile-step kill-test determinism detection false-alarms overload fuzz simulate test-mutants gpu-check
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -73,13 +74,20 @@ run-gateway: $(STAMP) $(GATEWAY_VENV)/.installed ## serve OpenAI's and Anthropic
 	  $(if $(WORKER),--worker '$(WORKER)') $(if $(MODEL),--model '$(MODEL)') --executors $(EXECUTORS) --port $(PORT)
 
 test: $(STAMP) ## run the tests that every change must pass
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-gateway: $(STAMP) $(GATEWAY_VENV)/.tested ## test OpenAI's and Anthropic's clients through the gateway
 	@$(BIN)/pytest -q tests/gateway
 
 test-kserve: $(STAMP) $(KSERVE_VENV)/.installed ## test Triton's clients
 	@$(BIN)/pytest -q tests/kserve
+
+$(NODE_EXAMPLE)/node_modules/.installed: $(NODE_EXAMPLE)/package.json
+	@npm install --prefix $(NODE_EXAMPLE) --silent --no-audit --no-fund --no-package-lock --ignore-scripts
+	@touch $@
+
+test-node: $(STAMP) $(NODE_EXAMPLE)/node_modules/.installed ## test the example for Node.js
+	@$(BIN)/pytest -q tests/node
 
 lint: $(STAMP) ## check style and layout
 	@$(BIN)/ruff check .
@@ -113,16 +121,34 @@ bench-peers: $(STAMP) ## compare with other systems that are installed
 bench-kernels: $(STAMP) ## measure the CPU kernels
 	@$(BIN)/python benchmarks/bench_kernels.py
 
+bench-quantization: $(STAMP) ## measure what int8 weights change of logits and tokens
+	@$(BIN)/python benchmarks/quantization.py
+
+profile-step: $(STAMP) ## measure where the time of an executor's step goes on CPU [ARGUMENTS='--shapes qwen3-small']
+	@$(BIN)/python -m benchmarks.profile_step $(ARGUMENTS)
+
 bench-sampler: $(STAMP) ## measure sampling with each feature
 	@$(BIN)/python benchmarks/bench_sampler.py
 
 kill-test: $(STAMP) ## kill executors under load; no stream may change [ARGUMENTS='--streams 10000 --faults 200']
-	@$(BIN)/python -m benchmarks.kill_test $(ARGUMENTS)
+	@exec $(BIN)/python -m benchmarks.kill_test $(ARGUMENTS)
+
+determinism: $(STAMP) ## run one request 1,000 times among others and kills; its output may not vary [ARGUMENTS='--runs 100']
+	@exec $(BIN)/python -m benchmarks.determinism $(ARGUMENTS)
+
+detection: $(STAMP) ## measure how soon frozen, cut-off, stuck and drained executors are replaced [ARGUMENTS='--repetitions 3']
+	@exec $(BIN)/python -m benchmarks.detection $(ARGUMENTS)
+
+false-alarms: $(STAMP) ## compute the longest steps; no executor may be taken for stuck [ARGUMENTS='--minutes 3']
+	@exec $(BIN)/python -m benchmarks.false_alarms $(ARGUMENTS)
+
+overload: $(STAMP) ## offer three times what a cluster can give [ARGUMENTS='--seconds 60']
+	@exec $(BIN)/python -m benchmarks.overload $(ARGUMENTS)
 
 fuzz: $(STAMP) ## throw hostile messages at decoders and sockets [ARGUMENTS='--messages 1000000 --socket-messages 100000']
 	@$(BIN)/python -m tests.fuzz $(ARGUMENTS)
 
-simulate: $(STAMP) ## run the whole system under faults on a virtual clock [ARGUMENTS='--seconds 60' or '--seed 7 --request r3']
+simulate: $(STAMP) ## run the whole system under faults on a virtual clock [ARGUMENTS='--seconds 60', '--events 10000000 --workers 2' or '--seed 7 --request r3']
 	@$(BIN)/python -m tests.simulation $(ARGUMENTS)
 
 test-mutants: $(STAMP) ## plant defects one by one; the tests have to notice each [ARGUMENTS='--only lease']

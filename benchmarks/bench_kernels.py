@@ -1,4 +1,4 @@
-"""Speed of the CPU kernels: linear layers, paged attention, and whole decode steps through ModelRunner.
+"""Speed of the CPU kernels: linear layers, paged attention, norms, appends, and whole steps through ModelRunner.
 
 ``python -m benchmarks.bench_kernels``. Everything that is compared alternates within one run, with a plain read of the
 same bytes beside it: bandwidth drifts, and others use the cores. Only ratios within one line mean anything.
@@ -6,30 +6,27 @@ same bytes beside it: bandwidth drifts, and others use the cores. Only ratios wi
 
 import argparse
 import gc
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.attention_figures import bench_append, bench_attention, bench_norm, bench_prefill
 from benchmarks.checkpoints import add_model_options, cached_checkpoint
+from benchmarks.contenders import alternate, read, reference_kernels
 from benchmarks.environment import environment
-from benchmarks.figures import emit, median, run_main
+from benchmarks.figures import emit, run_main
 from benchmarks.machine import ForeignLoad
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
 from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
 from executor_service.model_runner import ModelRunner
 from executor_service.weights import load_model
-from kernels.kv_append import kv_append
-from kernels.linear import linear, pack
+from kernels.linear import Matrix, PackedMatrix, linear, pack
 from kernels.native import library
-from kernels.paged_attention import paged_attention, plan_attention
 from kernels.sampling import SamplingBatch
 
 CPU = torch.device("cpu")
@@ -40,37 +37,13 @@ LAYERS = 28
 HEAD = (151_936, 1024)
 
 
-def alternate(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, run by turns; the first turn is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 1):
-        for name, contender in contenders.items():
-            began = time.perf_counter()
-            contender()
-            if turn:
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: median(values) for name, values in times.items()}
-
-
-@contextmanager
-def reference_kernels() -> Iterator[None]:
-    """The torch reference runs within the ``with`` block, and sees weights and caches made within such a block."""
-    with mock.patch.object(library, "_load", lambda: (None, "reference (benchmark)")):
-        yield
-
-
-def read(tensors: list[Tensor]) -> None:
-    """Touch every byte once."""
-    for tensor in tensors:
-        tensor.view(torch.int64).sum()
-
-
 def bench_linear(repeats: int) -> None:
     """All weight matrices of Qwen3-0.6B, one after another as in a step."""
     torch.manual_seed(0)
     shapes = [*(list(LINEARS.values()) * LAYERS), HEAD]
     plain = [torch.empty(shape, dtype=torch.bfloat16).normal_() for shape in shapes]
     packed = [pack(weight) for weight in plain]
+    stored = [matrix.blocks.flatten() for matrix in packed if isinstance(matrix, PackedMatrix)]
     weight_bytes = sum(weight.nbytes for weight in plain)
     for rows in (1, 4, 16, 64, 256):
         inputs = {columns: torch.randn(rows, columns).bfloat16() for _, columns in shapes}
@@ -84,7 +57,7 @@ def bench_linear(repeats: int) -> None:
                 torch.nn.functional.linear(inputs[columns], weight)
 
         others = ForeignLoad()
-        times = alternate({"own": own, "torch": torch_linear, "read": lambda: read(plain)}, repeats)
+        times = alternate({"own": own, "torch": torch_linear, "read": lambda: read(stored)}, repeats)
         emit(
             bench="linear",
             rows=rows,
@@ -99,44 +72,36 @@ def bench_linear(repeats: int) -> None:
         )
 
 
-def bench_attention(repeats: int) -> None:
-    """One layer of Qwen3-0.6B: 64 requests decode at 512 tokens each."""
-    requests, heads, kv_heads, head_dim = 64, 16, 8, 128
-    width = CONTEXT // BLOCK_SIZE
-    tables = torch.randperm(requests * width).view(requests, width).int()
-    starts, lengths = np.arange(requests + 1, dtype=np.int32), np.full(requests, CONTEXT, np.int32)
-    query = torch.randn(requests, heads, head_dim).bfloat16()
+def bench_int8(repeats: int) -> None:
+    """All weight matrices of Qwen3-0.6B as int8 against bfloat16, one after another as in a step."""
+    torch.manual_seed(0)
+    shapes = [*(list(LINEARS.values()) * LAYERS), HEAD]
+    wide: list[Matrix] = []
+    narrow: list[Matrix] = []
+    for shape in shapes:
+        weight = torch.empty(shape, dtype=torch.bfloat16).normal_()
+        wide.append(pack(weight))
+        narrow.append(pack(weight, quantization="int8"))
+    stored = [matrix.blocks.flatten() for matrix in wide if isinstance(matrix, PackedMatrix)]
+    for rows in (1, 2, 4, 16, 64, 256):
+        inputs = {columns: torch.randn(rows, columns).bfloat16() for _, columns in shapes}
 
-    def prepared() -> Callable[[], Tensor]:
-        """A call on caches filled by the kernels in use."""
-        caches = torch.zeros(2, requests * width, BLOCK_SIZE, kv_heads, head_dim, dtype=torch.bfloat16)
-        values = torch.randn(requests * CONTEXT, kv_heads, head_dim).bfloat16()
-        kv_append(values, values, caches[0], caches[1], torch.arange(requests * CONTEXT))
-        plan = plan_attention(starts, lengths, tables, BLOCK_SIZE, heads // kv_heads)
-        return lambda: paged_attention(query, caches[0], caches[1], plan, head_dim**-0.5)
+        def run(matrices: list[Matrix], inputs: dict[int, Tensor] = inputs) -> None:
+            for weight, (_, columns) in zip(matrices, shapes, strict=True):
+                linear(inputs[columns], weight, None, None)
 
-    own = prepared()
-    with reference_kernels():
-        reference = prepared()
-
-    def run_reference() -> None:
-        with reference_kernels():
-            reference()
-
-    others = ForeignLoad()
-    stored = torch.zeros(2, requests * CONTEXT, kv_heads, head_dim, dtype=torch.bfloat16)
-    times = alternate({"own": own, "reference": run_reference, "read": lambda: read([stored])}, repeats)
-    emit(
-        bench="attention decode",
-        requests=requests,
-        context=CONTEXT,
-        own_ms=times["own"],
-        reference_ms=times["reference"],
-        speedup=round(times["reference"] / times["own"], 1),
-        read_ms=times["read"],
-        share_of_bandwidth=round(times["read"] / times["own"], 2),
-        foreign_cores=others.cores(),
-    )
+        others = ForeignLoad()
+        contenders = {"int8": partial(run, narrow), "bf16": partial(run, wide), "read": partial(read, stored)}
+        times = alternate(contenders, repeats)
+        emit(
+            bench="int8",
+            rows=rows,
+            int8_ms=times["int8"],
+            bf16_ms=times["bf16"],
+            speedup=round(times["bf16"] / times["int8"], 2),
+            read_bf16_ms=times["read"],
+            foreign_cores=others.cores(),
+        )
 
 
 def decode_batch(rows: int, vocab_size: int, rounder: int, dummy_block: int) -> InputBatch:
@@ -213,19 +178,26 @@ def bench_decode(shape: str, checkpoint: Path, repeats: int) -> None:
 
 def main() -> None:
     """Run what was asked for."""
+    benches = {
+        "linear": bench_linear,
+        "int8": bench_int8,
+        "attention": bench_attention,
+        "prefill": bench_prefill,
+        "append": bench_append,
+        "norm": bench_norm,
+    }
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_kernels", description=__doc__.splitlines()[0])
     add_model_options(parser)
-    parser.add_argument("--only", choices=["linear", "attention", "decode"], help="one group of figures")
+    parser.add_argument("--only", choices=[*benches, "decode"], help="one group of figures")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each measurement (default 7)")
     args = parser.parse_args()
     example = torch.zeros(1, dtype=torch.bfloat16)
     emit(**environment("torch"), threads=torch.get_num_threads(), kernels=library.selection(example))
     with torch.inference_mode():
-        if args.only in {None, "linear"}:
-            bench_linear(args.repeats)
-            gc.collect()
-        if args.only in {None, "attention"}:
-            bench_attention(args.repeats)
+        for group, bench in benches.items():
+            if args.only in {None, group}:
+                bench(args.repeats)
+                gc.collect()
         if args.only in {None, "decode"}:
             for shape in args.shapes:
                 bench_decode(shape, cached_checkpoint(shape, args.models), args.repeats)

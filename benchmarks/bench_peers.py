@@ -44,6 +44,8 @@ class Contest:
         for name, times in walls.items():
             if times:
                 figures = _summary(times, walls.get(BATON, []), sizes)
+                if name in self._names:
+                    figures["peak_rss_mb"] = self._sides[name].peak_rss_mb()
                 emit(**self._heading(name), workload=workload.name, **figures, foreign_cores=load.cores())
 
     def close(self) -> None:

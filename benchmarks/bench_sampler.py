@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.bench_kernels import alternate, reference_kernels
+from benchmarks.contenders import alternate, reference_kernels
 from benchmarks.environment import environment
 from benchmarks.figures import emit, run_main
 from benchmarks.machine import ForeignLoad

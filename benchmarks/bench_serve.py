@@ -19,7 +19,7 @@ from benchmarks.checkpoints import DTYPE, add_model_options, cached_checkpoint
 from benchmarks.environment import environment
 from benchmarks.figures import emit, median, run_main
 from benchmarks.grpc_calls import Answer, connect, generate_all, latencies, stream_all
-from benchmarks.machine import ForeignLoad, usable_cores
+from benchmarks.machine import ForeignLoad, peak_rss_mb, tree_seconds, usable_cores
 from benchmarks.workloads import WARM_UP, WORKLOADS, Workload
 
 CALLS = {"stream": stream_all, "generate": generate_all}
@@ -28,9 +28,12 @@ CALLS_IN_ORDER = list(CALLS)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One workload, once. ``wall`` in seconds; ``foreign``: cores that others kept busy meanwhile."""
+    """One workload, once. ``wall`` in seconds; ``cpu``: seconds that each part of the system used; ``foreign``: cores
+    that others kept busy meanwhile.
+    """
 
     wall: float
+    cpu: dict[str, float]
     prompt_tokens: int
     answers: list[Answer]
     foreign: float | None
@@ -52,21 +55,43 @@ def cluster_options(checkpoint: Path, threads: int, kv_gib: int, max_batched_tok
     )
 
 
-async def run_once(channel: grpc.aio.Channel, call: str, workload: Workload, number: int) -> Run:
+class Usage:
+    """What a cluster's processes use, by part: the scheduler (engine and api), the executor, and this process."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        (executor,) = cluster.executor_pids().values()
+        self._pids = {"scheduler": cluster.scheduler_pid, "executor": executor}
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds so far."""
+        return {**{part: tree_seconds(pid) for part, pid in self._pids.items()}, "client": time.process_time()}
+
+    def peak_rss_mb(self) -> dict[str, float]:
+        """The most memory so far."""
+        return {f"{part}_peak_rss_mb": peak_rss_mb(pid) for part, pid in self._pids.items()}
+
+
+async def run_once(
+    channel: grpc.aio.Channel, call: str, workload: Workload, number: int, usage: Usage | None = None
+) -> Run:
     """Run a workload with the contents of run ``number``."""
     bursts = workload.bursts(number)
-    load = ForeignLoad()
+    load, before = ForeignLoad(), {} if usage is None else usage.cpu()
     began = time.perf_counter()
     answers: list[Answer] = []
     for burst in bursts:
         answers += await CALLS[call](channel, burst)
     wall = time.perf_counter() - began
-    return Run(wall, sum(len(one.prompt) for burst in bursts for one in burst), answers, load.cores())
+    cpu = {} if usage is None else {part: seconds - before[part] for part, seconds in usage.cpu().items()}
+    return Run(wall, cpu, sum(len(one.prompt) for burst in bursts for one in burst), answers, load.cores())
 
 
-async def measure(address: str, shape: str, workloads: Sequence[Workload], calls: Sequence[str], runs: int) -> None:
+async def measure(
+    cluster: LocalCluster, shape: str, workloads: Sequence[Workload], calls: Sequence[str], runs: int
+) -> None:
     """Print a figure per workload and way of calling."""
-    async with connect(address) as channel:
+    usage = Usage(cluster)
+    async with connect(cluster.address) as channel:
         for call in calls:
             await run_once(channel, call, WARM_UP, CALLS_IN_ORDER.index(call))
         for workload in workloads:
@@ -74,11 +99,11 @@ async def measure(address: str, shape: str, workloads: Sequence[Workload], calls
             for number in range(runs):
                 for call in calls if number % 2 == 0 else reversed(calls):
                     contents = number * len(CALLS) + CALLS_IN_ORDER.index(call)
-                    done[call].append(await run_once(channel, call, workload, contents))
+                    done[call].append(await run_once(channel, call, workload, contents, usage))
             for call, runs_of_call in done.items():
                 ratio = median(a.wall / b.wall for a, b in zip(done[calls[0]], runs_of_call, strict=True))
                 versus = {f"speed_over_{calls[0]}": ratio} if call != calls[0] else {}
-                figures = summary(runs_of_call)
+                figures = {**summary(runs_of_call), **usage.peak_rss_mb()}
                 emit(bench="serve", shape=shape, workload=workload.name, call=call, **versus, **figures)
 
 
@@ -99,6 +124,8 @@ def summary(runs: Sequence[Run]) -> dict[str, object]:
         "prefix_hit_tokens": median((sum(answer.cached_tokens for answer in run.answers) for run in runs), 0),
         "foreign_cores": max((run.foreign for run in runs if run.foreign is not None), default=None),
     }
+    for part in runs[0].cpu:
+        figures[f"{part}_cpu_us_per_token"] = median((run.cpu[part] * 1e6 / out_tokens for run in runs), 1)
     waits = [asdict(latencies(run.answers)) for run in runs]
     for name in waits[0]:
         known = [one[name] for one in waits if one[name] is not None]
@@ -119,7 +146,7 @@ def main() -> None:
         options = cluster_options(checkpoint, args.threads, args.kv_gib, args.max_batched_tokens)
         with LocalCluster(options) as cluster:
             workloads = [WORKLOADS[name] for name in args.workloads]
-            asyncio.run(measure(cluster.address, shape, workloads, args.calls, args.runs))
+            asyncio.run(measure(cluster, shape, workloads, args.calls, args.runs))
 
 
 def add_serving_options(parser: argparse.ArgumentParser) -> None:

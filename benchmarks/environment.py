@@ -11,7 +11,10 @@ from pathlib import Path
 def environment(*packages: str) -> dict[str, object]:
     """One JSON-ready record; ``packages`` are the distributions whose versions matter to the figures."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # a bare machine without git
+        commit = ""
     return {
         "bench": "environment",
         "commit": commit,

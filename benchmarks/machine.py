@@ -28,6 +28,16 @@ def command_line(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
+def peak_rss_mb(*pids: int) -> float:
+    """The most memory, MB, that each of these processes and of all below them had in RAM, summed up; Linux only."""
+    return round(sum(_peak_rss_kib(pid) for root in pids for pid in _tree(root)) * 1024 / 1e6, 1)
+
+
+def tree_seconds(pid: int) -> float:
+    """CPU time that a process and all below it have used; Linux only."""
+    return sum(map(_seconds, _tree(pid)))
+
+
 class ForeignLoad:
     """How many cores everybody else has kept busy since this object was made."""
 
@@ -49,11 +59,26 @@ def _usage() -> tuple[float, float]:
     if sys.platform != "linux":
         return 0.0, 0.0
     user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / _TICKS, _tree_seconds(os.getpid())
+    return (user + nice + system + irq + softirq) / _TICKS, tree_seconds(os.getpid())
 
 
-def _tree_seconds(pid: int) -> float:
+def _tree(pid: int) -> list[int]:
     try:
-        return cpu_seconds(pid) + sum(_tree_seconds(child) for child in children(pid))
+        return [pid, *(one for child in children(pid) for one in _tree(child))]
     except OSError:  # it has just ended
+        return [pid]
+
+
+def _seconds(pid: int) -> float:
+    try:
+        return cpu_seconds(pid)
+    except OSError:
         return 0.0
+
+
+def _peak_rss_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)

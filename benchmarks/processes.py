@@ -1,5 +1,6 @@
 """Child processes of a benchmark: they say a line when they are ready, and none outlives it."""
 
+import contextlib
 import json
 import os
 import select
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -22,7 +24,13 @@ class Child:
     """A process whose stdout is read line by line; its stderr goes where ours goes."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, *, stdin: bool = False
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        stdin: bool = False,
+        log: Path | None = None,
     ) -> None:
         """Start it.
 
@@ -31,17 +39,20 @@ class Child:
             command: program and arguments.
             environment: variables besides ours.
             stdin: whether ``say`` will be used.
+            log: where its stderr is appended, instead.
         """
         self.name = name
         self._unread = b""
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C is ours to answer
-        )
+        with contextlib.ExitStack() as stack:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=None if log is None else stack.enter_context(log.open("ab")),
+                bufsize=0,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # Ctrl-C is ours to answer
+            )
 
     @property
     def pid(self) -> int:

@@ -16,6 +16,7 @@ import grpc
 from baton import ClusterError, LocalCluster
 from benchmarks.bench_serve import cluster_options
 from benchmarks.grpc_calls import WrongAnswerError, connect, generate_all
+from benchmarks.machine import peak_rss_mb
 from benchmarks.processes import Child, ProcessFailedError
 from benchmarks.workloads import Request
 
@@ -63,6 +64,9 @@ class Side(Protocol):
             SideFailedError: any kind of failure.
         """
 
+    def peak_rss_mb(self) -> float:
+        """The most memory that all its processes had in RAM since they started, summed up."""
+
     def close(self) -> None:
         """Stop everything; may be started again."""
 
@@ -95,6 +99,10 @@ class BatonSide:
             raise SideFailedError(_too_long(self._setting.time_limit)) from None
         except (grpc.RpcError, WrongAnswerError) as error:
             raise SideFailedError(str(error)) from error
+
+    def peak_rss_mb(self) -> float:
+        assert self._cluster is not None
+        return peak_rss_mb(self._cluster.scheduler_pid, *self._cluster.executor_pids().values())
 
     def close(self) -> None:
         if self._loop is not None:
@@ -140,6 +148,10 @@ class PeerSide:
         if answer["lengths"] != [one.max_tokens for one in requests]:
             raise SideFailedError(f"gave {answer['lengths']} tokens instead of those asked for")
         return float(str(answer["wall_s"]))
+
+    def peak_rss_mb(self) -> float:
+        assert self._child is not None
+        return peak_rss_mb(self._child.pid)
 
     def close(self) -> None:
         if self._child is not None:

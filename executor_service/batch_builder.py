@@ -10,13 +10,13 @@ from torch import Tensor
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens
 from executor_service.block_tables import BlockTables
 from executor_service.input_batch import InputBatch, LogAppend
-from executor_service.masks import TokenMasks
+from executor_service.masks import MaskSource, NoMasks, TokenMasks
 from executor_service.plan_applier import StepLayout
 from executor_service.row_state import RowState
 from executor_service.sampling_builder import ComputedTokens, SamplingBuilder
 from executor_service.step_plan import StepPlan
 from executor_service.step_report import NO_REPORT, StepReport
-from executor_service.upload import Uploader
+from executor_service.upload import uploader_to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,12 +40,16 @@ class BatchBuilder:
     def __init__(self, rows: RowState, tables: BlockTables, device: torch.device, token_rounder: int) -> None:
         self._rows = rows
         self._tables = tables
-        self._upload = Uploader(device)
+        self._upload = uploader_to(device)
         self._token_rounder = token_rounder
         self._sampling = SamplingBuilder(rows.sampling, self._upload)
 
-    def build(self, plan: StepPlan, layout: StepLayout, masks: TokenMasks | None = None) -> BuiltStep:
-        """The input of a plan that has been applied, which returned ``layout``; ``masks`` are its matchers."""
+    def build(
+        self, plan: StepPlan, layout: StepLayout, masks: TokenMasks | None = None, source: MaskSource | None = None
+    ) -> BuiltStep:
+        """The input of a plan that has been applied, which returned ``layout``; ``masks`` are its matchers, of
+        ``source``, which has those of audited tokens, too.
+        """
         num_tokens = layout.positions.size
         num_rows = plan.rows.size
         padded = pad_tokens(num_tokens, self._token_rounder)
@@ -57,9 +61,11 @@ class BatchBuilder:
         else:
             sampling = self._sampling.batch(sampled_rows, sampled_positions, masks.rows)
             grammar = self._sampling.grammar(masks, sampling)
+        known = np.zeros(padded, np.int64)
+        known[layout.num_decodes : layout.num_decodes + plan.prefill_token_ids.size] = plan.prefill_token_ids
         batch = InputBatch(
             dimensions=BatchDimensions(num_tokens, num_rows - layout.num_decodes, layout.num_decodes),
-            input_ids=self._input_ids(plan, layout.num_decodes, padded),
+            input_ids=self._upload(known),
             positions=self._upload(_pad(layout.positions, padded)),
             slot_mapping=self._upload(self._pad_slots(layout.slot_mapping, padded)),
             query_start_loc=self._upload(layout.query_start_loc),
@@ -71,27 +77,33 @@ class BatchBuilder:
             host_seq_lens=layout.ends,
             grammar=grammar,
         )
+        decodes = self._upload(plan.rows[: layout.num_decodes].astype(np.int64))
+        step = self._with_reports(
+            plan, layout, BuiltStep(batch, self._upload(sampled_rows), None, NO_REPORT), masks, source or NoMasks()
+        )
+        self._upload.send()
+        if layout.num_decodes:
+            self._rows.take_last(decodes, batch.input_ids[: layout.num_decodes])
+        return step
+
+    def _with_reports(
+        self, plan: StepPlan, layout: StepLayout, step: BuiltStep, masks: TokenMasks | None, source: MaskSource
+    ) -> BuiltStep:
+        """``step`` with what its special rows add."""
         if not self._rows.sampling.any_special:
-            return BuiltStep(batch, self._upload(sampled_rows), None, NO_REPORT)
+            return step
+        sampled_rows = plan.rows[layout.sampling].astype(np.int64)
+        sampled_positions = layout.ends[layout.sampling].astype(np.int64)
         tokens = ComputedTokens(np.repeat(plan.rows, plan.num_tokens).astype(np.int64), layout.positions)
         targets, parts = self._sampling.prompt_targets(tokens)
-        audits, audit_rows = self._sampling.audits(tokens)
+        audits, audit_rows = self._sampling.audits(tokens, source)
         self._rows.sampling.end_audits(plan.rows, layout.ends)  # decode steps are as cheap again as before
         return BuiltStep(
-            batch=replace(batch, prompt_targets=targets, audits=audits),
-            sampled_rows=self._upload(sampled_rows),
+            batch=replace(step.batch, prompt_targets=targets, audits=audits),
+            sampled_rows=step.sampled_rows,
             log_append=self._sampling.log_append(sampled_rows, sampled_positions),
             report=StepReport(self._sampling.logprob_counts(sampled_rows), parts, audit_rows, masks),
         )
-
-    def _input_ids(self, plan: StepPlan, num_decodes: int, padded: int) -> Tensor:
-        host = np.zeros(padded, np.int64)
-        host[num_decodes : num_decodes + plan.prefill_token_ids.size] = plan.prefill_token_ids
-        input_ids = self._upload(host)
-        if num_decodes:
-            decodes = self._upload(plan.rows[:num_decodes].astype(np.int64))
-            torch.index_select(self._rows.last_token, 0, decodes, out=input_ids[:num_decodes])
-        return input_ids
 
     def _pad_slots(self, slots: NDArray[np.int64], padded: int) -> NDArray[np.int64]:
         """Padding goes to the dummy block, spread over it so that no slot of a real block is ever named."""

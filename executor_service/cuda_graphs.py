@@ -88,13 +88,22 @@ def _refill(output: Tensor, work: Callable[[], Tensor]) -> None:
     output.copy_(work())
 
 
+@dataclass(slots=True)
+class GraphUse:
+    """How many steps have run in a graph, and how many in none since none covers them."""
+
+    replayed: int = 0
+    eager: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class CaptureReport:
-    """What the captures cost."""
+    """What the captures cost, and what they are good for."""
 
     graphs: int
     seconds: float
     memory: int  # bytes
+    use: GraphUse  # goes on counting
 
 
 class StepGraphs:
@@ -113,13 +122,17 @@ class StepGraphs:
         began, memory = time.monotonic(), capturer.memory()
         self._buffers = buffers
         self._steps: dict[BatchDimensions, CapturedStep] = {}
+        self._use = GraphUse()
         buffers.clear()
         for size in sorted(sizes, reverse=True):
             inputs = buffers.view(size)
             self._steps[size] = capturer.capture(lambda inputs=inputs: forward(inputs))  # type: ignore[misc]
-        self.report = CaptureReport(len(sizes), time.monotonic() - began, capturer.memory() - memory)
+        self.report = CaptureReport(len(self._steps), time.monotonic() - began, capturer.memory() - memory, self._use)
         logger.info(
-            "captured %d graphs in %.1f s, %.1f MiB", len(sizes), self.report.seconds, self.report.memory / (1 << 20)
+            "captured %d graphs in %.1f s, %.1f MiB",
+            len(self._steps),
+            self.report.seconds,
+            self.report.memory / (1 << 20),
         )
 
     def run(self, batch: InputBatch) -> Tensor | None:
@@ -128,7 +141,9 @@ class StepGraphs:
         """
         size = smallest_cover(self._steps, batch.dimensions)
         if size is None:
+            self._use.eager += 1
             return None
+        self._use.replayed += 1
         step = self._steps[size]
         self._buffers.load(batch)
         step.replay()

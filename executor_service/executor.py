@@ -93,7 +93,7 @@ class StepLauncher:
         if plan.rows.size == 0:  # a plan that only releases rows
             return self._start_copy(self._no_tokens, NO_REPORT)
         masks = self._masks.begin(plan.rows[layout.sampling])
-        step = self._builder.build(plan, layout, masks)
+        step = self._builder.build(plan, layout, masks, self._masks)
         tokens = self._runner.run(step.batch)
         self._rows.record(step.sampled_rows, tokens.token_ids, step.log_append)
         return self._start_copy(tokens, step.report)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import kernels
+from kernels.linear import Quantization
 from kernels.native.library import selection
 
 _CODE_SUFFIXES = {".py", ".cpp", ".h", ".cu"}
@@ -16,12 +17,12 @@ _HEADER_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 
 
-def model_fingerprint(checkpoint: Path) -> str:
+def model_fingerprint(checkpoint: Path, quantization: Quantization = "none") -> str:
     """SHA-256, hex, over the configuration and the weights' headers (not the weights: that would read them all).
 
     Hashed: config.json's bytes; then for each \\*.safetensors in order of name: its name (UTF-8), its size in bytes
     (decimal ASCII), its header's bytes (JSON: names, dtypes, shapes, offsets). Each item is preceded by its length as
-    8 bytes little-endian.
+    8 bytes little-endian. Weights quantised at load are other weights: a last item says how, if they are.
 
     Raises:
         OSError: a file cannot be read.
@@ -33,6 +34,8 @@ def model_fingerprint(checkpoint: Path) -> str:
         _add(digest, path.name.encode())
         _add(digest, str(path.stat().st_size).encode())
         _add(digest, _safetensors_header(path))
+    if quantization != "none":
+        _add(digest, quantization.encode())
     return digest.hexdigest()
 
 

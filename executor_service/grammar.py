@@ -3,21 +3,30 @@
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from llguidance import LLExecutor, LLMatcher
-from llguidance.numpy import fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 from torch import Tensor
 
 from executor_service.grammar_compiler import GrammarCompiler, GrammarError, first_line
-from executor_service.masks import TokenMasks
+from executor_service.masks import Masks, TokenMasks, first_audited
 from executor_service.step_plan import Admission, Int32s, StepPlan, UInt8s
 
 logger = logging.getLogger(__name__)
 
 _BITS = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Matcher:
+    """A matcher that has taken a row's log; ``audited`` are the masks of the log's last tokens, int32 [A, words]."""
+
+    matcher: LLMatcher
+    audited: NDArray[np.int32]
 
 
 class GrammarRows:
@@ -51,7 +60,8 @@ class GrammarRows:
                     matcher.drop()
         for admission in plan.admissions:
             if admission.sampling.grammar:
-                self._rows[admission.row] = _RowMatcher(self._compiling.submit(self._make, admission))
+                making = self._compiling.submit(self._make, admission)
+                self._rows[admission.row] = _RowMatcher(making, first_audited(admission))
 
     def begin(self, rows: Int32s) -> TokenMasks | None:
         """See MaskSource."""
@@ -67,21 +77,38 @@ class GrammarRows:
         self._last_step = step
         return step
 
-    def _make(self, admission: Admission) -> LLMatcher:
-        output = admission.token_ids[admission.prompt_len :].tolist()
+    def audit(self, at: NDArray[np.int64], rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Masks:
+        """See MaskSource."""
+        return _AuditMasks(at, [self._rows[row] for row in rows.tolist()], positions.tolist(), self._words)
+
+    def _make(self, admission: Admission) -> _Matcher:
+        first = first_audited(admission) or admission.token_ids.size
+        before, audited = np.split(admission.token_ids[admission.prompt_len :], [first - admission.prompt_len])
         try:
-            return self._compiler.matcher(admission.sampling.grammar, output)
+            matcher = self._compiler.matcher(admission.sampling.grammar, before.tolist())
+            return _Matcher(matcher, self._follow(matcher, audited.tolist()))
         except GrammarError:
             raise
         except BaseException as error:  # a panic of the library's is no Exception
             raise GrammarError(f"{type(error).__name__}: {first_line(str(error))}") from error
 
+    def _follow(self, matcher: LLMatcher, token_ids: list[int]) -> NDArray[np.int32]:
+        """Have ``matcher`` take ``token_ids``; what it allowed in the place of each."""
+        masks = np.zeros((len(token_ids), self._words), np.int32)
+        for index, token_id in enumerate(token_ids):
+            fill_next_token_bitmask(matcher, masks, index)
+            if matcher.is_error():
+                masks[index] = 0
+            matcher.consume_token(token_id)
+        return masks
+
 
 class _RowMatcher:
     """A row's matcher, as soon as it is made. Used by one thread at a time."""
 
-    def __init__(self, making: "Future[LLMatcher]") -> None:
+    def __init__(self, making: "Future[_Matcher]", first_audited: int) -> None:
         self._making = making
+        self._first_audited = first_audited
         self._has_failed = False
 
     def drop(self) -> None:
@@ -93,10 +120,14 @@ class _RowMatcher:
         if self._has_failed:
             return None
         try:
-            return self._making.result()
+            return self._making.result().matcher
         except GrammarError as error:
             self.fail(str(error))
             return None
+
+    def audited(self, position: int) -> NDArray[np.int32] | None:
+        """What was allowed at an audited ``position`` of the log, waiting until it is known; None after a failure."""
+        return None if self.get() is None else self._making.result().audited[position - self._first_audited]
 
     def take(self, token_id: int) -> bool:
         """Advance by a token; whether nothing can follow."""
@@ -162,3 +193,21 @@ class _StepMasks:
         self._settled.wait()
         if self._is_abandoned:
             raise RuntimeError("the step before failed")
+
+
+class _AuditMasks:
+    """See Masks. Nothing of it changes while steps run: the masks were made with the matchers."""
+
+    def __init__(self, rows: NDArray[np.int64], matchers: list[_RowMatcher], positions: list[int], words: int) -> None:
+        self.rows = rows
+        self._matchers = matchers
+        self._positions = positions
+        self._words = words
+
+    def fill(self) -> Tensor:
+        """See Masks."""
+        masks = np.zeros((len(self._matchers), self._words), np.int32)
+        for mask, matcher, position in zip(masks, self._matchers, self._positions, strict=True):
+            if (audited := matcher.audited(position)) is not None:
+                mask[:] = audited
+        return torch.from_numpy(masks)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from executor_service.batch_dimensions import BatchDimensions
-from executor_service.masks import TokenMasks
+from executor_service.masks import Masks
 from kernels.sampling import SamplingBatch
 
 
@@ -15,7 +15,7 @@ from kernels.sampling import SamplingBatch
 class GrammarMasks:
     """Masks that matchers make while the step runs; they narrow rows ``at`` of ``SamplingBatch.mask.bits``."""
 
-    source: TokenMasks
+    source: Masks
     at: Tensor  # int64 [len(source.rows)]
 
 
@@ -35,6 +35,7 @@ class Audit:
     indices: Tensor  # int64 [A]: token index whose hidden state precedes the token
     expected: Tensor  # int64 [A]: what the log has
     sampling: SamplingBatch
+    grammar: GrammarMasks | None = None
 
 
 @dataclass(frozen=True, slots=True)

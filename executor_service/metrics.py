@@ -1,18 +1,20 @@
 """What an executor measures, and the HTTP port where Prometheus reads it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
 from executor_service.config import ConfigError
-from executor_service.cuda_graphs import CaptureReport
+from executor_service.cuda_graphs import CaptureReport, GraphUse
 from executor_service.executor import EpochLink, PlanLauncher
 from executor_service.step_output import StepOutput
 from executor_service.step_plan import Fault, FaultCode, StepPlan, StepResult
 from executor_service.wire import Capacity
 
+_STATUS = Path("/proc/self/status")  # of Linux; getrusage would count what the parent had when it started us
 _STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -62,6 +64,11 @@ class ExecutorMetrics:
                 ("baton_executor_graph_capture_seconds", "Time that capturing CUDA graphs took.", graphs.seconds),
             ):
                 Gauge(name, help_text, registry=self.registry).set(value)
+            self.registry.register(_GraphSteps(graphs.use))
+        if _STATUS.exists():
+            Gauge(
+                "baton_executor_peak_rss_bytes", "The most RAM that the process has taken.", registry=self.registry
+            ).set_function(_peak_rss_bytes)
         Gauge("baton_executor_kv_cache_bytes", "Memory of the KV cache.", registry=self.registry).set(kv_bytes)
         Gauge("baton_executor_kv_blocks", "KV blocks.", registry=self.registry).set(capacity.num_blocks)
         Gauge(
@@ -80,6 +87,11 @@ class ExecutorMetrics:
         self.registry.register(_DroppedFrames(dropped_frames))
 
 
+def _peak_rss_bytes() -> float:
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return float(line.split()[1]) * 1024
+
+
 class _DroppedFrames:
     """Counts that somebody else keeps."""
 
@@ -93,6 +105,22 @@ class _DroppedFrames:
         )
         for reason, count in self._counts().items():
             family.add_metric((reason,), count)
+        yield family
+
+
+class _GraphSteps:
+    """Counts that the main thread keeps."""
+
+    def __init__(self, use: GraphUse) -> None:
+        self._use = use
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        family = CounterMetricFamily(
+            "baton_executor_graph_steps", "Steps, by whether a captured graph covered them.", labels=("run",)
+        )
+        family.add_metric(("replayed",), self._use.replayed)
+        family.add_metric(("eager",), self._use.eager)
         yield family
 
 

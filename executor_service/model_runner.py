@@ -15,8 +15,10 @@ from executor_service.kv_cache import KVCache
 from executor_service.metadata.attention import AttentionMetadata, attention_metadata_of, build_attention_metadata
 from executor_service.metadata.step_buffers import StepBuffers, StepInputs
 from executor_service.models import CausalLM
+from executor_service.recorded_steps import RecordedSteps
 from executor_service.sampler import SampledTokens, sample_step
 from kernels.gpu import library as gpu_library
+from kernels.linear import Quantization, pack
 from kernels.native.library import selection
 from kernels.paged_attention.backends import AttentionShape, BackendName, choose_backend
 
@@ -31,22 +33,31 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: CausalLM, kv_cache: KVCache, attention_backend: BackendName = "auto", exact: bool = False
+        self,
+        model: CausalLM,
+        kv_cache: KVCache,
+        attention_backend: BackendName = "auto",
+        exact: bool = False,
+        quantization: Quantization = "none",
     ) -> None:
         """Take over ``model``, whose weights are loaded: they are packed for the kernels that run here.
 
         exact: on a GPU, run kernels in which no row's bits depend on its batch. On CPU they are like that anyway.
-        Raises ``BackendError`` when ``attention_backend`` cannot serve the model.
+        quantization: of all weight matrices but an embedding that is not the head's (``kernels.linear.pack``).
+        Raises ``BackendError`` when ``attention_backend`` cannot serve the model, ``QuantizationError`` when there are
+        no kernels for such weights.
         """
         keys = kv_cache.keys[0]
         exact = exact and (keys.is_cuda or gpu_library.handles(keys))
         shape = AttentionShape(keys.device, keys.dtype, model.config.head_dim, kv_cache.block_size, exact)
         self._backend = choose_backend(attention_backend, shape)
-        model.pack_weights(exact)
-        logger.info("kernels: %s%s", selection(keys), ", exact" if exact else "")
+        model.pack_weights(partial(pack, exact=exact, quantization=quantization))
+        weights = "" if quantization == "none" else f", {quantization} weights"
+        logger.info("kernels: %s%s%s", selection(keys), weights, ", exact" if exact else "")
         self.attention = f"{self._backend.name}:exact" if exact else self._backend.name
         self._model = model
         self._graphs: StepGraphs | None = None
+        self._recorded: RecordedSteps | None = None
         self.use_cache(kv_cache)
 
     @property
@@ -55,10 +66,22 @@ class ModelRunner:
         return self._backend.is_capturable
 
     def use_cache(self, kv_cache: KVCache) -> None:
-        """Work on ``kv_cache`` from now on; graphs of another one are gone."""
+        """Work on ``kv_cache`` from now on; graphs and recordings of another one are gone."""
         kv_cache.bind(self._model, self._backend)
         self._kv_cache = kv_cache
         self._graphs = None
+        self._recorded = None
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether decode steps can be recorded: all that layers do is call native kernels."""
+        return self._backend.name == "native"
+
+    def record_decodes(self, max_rows: int, max_blocks: int) -> None:
+        """Record steps of decodes alone as they come, with block tables of up to ``max_blocks``, and repeat them."""
+        block_size, group_size = self._kv_cache.block_size, self._model.config.group_size
+        head = self._model.compute_logits
+        self._recorded = RecordedSteps(self._forward, head, max_rows, max_blocks, block_size, group_size)
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[BatchDimensions], max_blocks: int, capturer: Capturer) -> CaptureReport:
@@ -77,22 +100,28 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: InputBatch) -> SampledTokens:
         """Append the step's keys and values to the cache, and sample. Waits for no value of the device."""
-        return sample_step(partial(self._logits_at, self._hidden(batch)), batch)
+        hidden, logits = self._hidden(batch)
+        return sample_step(partial(self._logits_at, hidden), batch, logits)
 
     @torch.inference_mode()
     def compute_logits(self, batch: InputBatch) -> Tensor:
-        """Append the step's keys and values to the cache; returns float32 [S, vocabulary] of the sampled rows.
+        """Append the step's keys and values to the cache; returns float32 [S, vocabulary] of the sampled rows, valid
+        until the next step.
 
         A row's bits on CPU depend on its own tokens only, if the batch is padded by ``token_rounder``.
         """
-        return self._logits_at(self._hidden(batch), batch.sample_indices)
+        hidden, logits = self._hidden(batch)
+        return self._logits_at(hidden, batch.sample_indices) if logits is None else logits
 
-    def _hidden(self, batch: InputBatch) -> Tensor:
+    def _hidden(self, batch: InputBatch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states, and the sampled rows' logits where they came with them."""
+        if self._recorded is not None and (recorded := self._recorded.run(batch)) is not None:
+            return recorded
         hidden = None if self._graphs is None else self._graphs.run(batch)
         if hidden is None:
             metadata = build_attention_metadata(batch, self._kv_cache.block_size, self._model.config.group_size)
             hidden = self._forward(batch.input_ids, batch.positions, metadata)
-        return hidden
+        return hidden, None
 
     def _forward_static(self, inputs: StepInputs) -> Tensor:
         metadata = attention_metadata_of(inputs, self._kv_cache.block_size, self._model.config.group_size)

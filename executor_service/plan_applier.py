@@ -105,7 +105,7 @@ class PlanApplier:
             raise _bad(str(error)) from error
 
     def _require_held(self, rows: Int32s, verb: str) -> None:
-        if rows.min() < 0 or rows.max() >= self._limits.max_rows:
+        if (rows.view(np.uint32) >= self._limits.max_rows).any():  # negative ones are huge
             raise _bad(f"a {verb} row is outside [0, {self._limits.max_rows})")
         held = self._rows.admitted[rows]
         if not held.all():
@@ -120,7 +120,7 @@ class PlanApplier:
         num_decodes = 0
         if num_rows:
             self._require_held(plan.rows, "scheduled")
-            if np.bincount(plan.rows).max() > 1:
+            if num_rows > 1 and np.bincount(plan.rows).max() > 1:
                 raise _bad("a row is scheduled twice")
             num_decodes = self._count_decodes(plan)
         ends = self._check_cursors(plan)
@@ -150,16 +150,17 @@ class PlanApplier:
         """The rows' KV lengths after the step, int32 [R]."""
         limits = self._limits
         counts, starts = plan.num_tokens.astype(np.int64), plan.start_positions.astype(np.int64)
-        if counts.size and counts.min() < 1:
+        if (counts < 1).any():
             raise _bad("a scheduled row has no tokens to compute")
         if counts.sum() > limits.max_batched_tokens:
             raise _bad(f"{counts.sum()} tokens in a step, at most {limits.max_batched_tokens} fit")
         cursors = self._rows.cursor[plan.rows]
-        # a prefix-cache hit covers whole blocks, so that is where an admitted row may begin
-        expected = np.where(cursors == UNSCHEDULED, starts - starts % self._tables.block_size, cursors)
-        if (starts < 0).any() or (starts != expected).any():
-            row = plan.rows[(starts < 0) | (starts != expected)][0]
-            raise _bad(f"row {row} does not start where it stopped")
+        moved = (starts != cursors) | (starts < 0)
+        if moved.any():
+            # a prefix-cache hit covers whole blocks, so that is where an admitted row may begin
+            moved &= (cursors != UNSCHEDULED) | (starts < 0) | (starts % self._tables.block_size != 0)
+            if moved.any():
+                raise _bad(f"row {plan.rows[moved][0]} does not start where it stopped")
         ends = starts + counts
         capacity = self._tables.lengths(plan.rows).astype(np.int64) * self._tables.block_size
         if (ends > np.minimum(capacity, limits.max_model_len)).any():
@@ -168,9 +169,9 @@ class PlanApplier:
 
     def _check_tokens(self, plan: StepPlan, layout: StepLayout) -> None:
         num_tokens = layout.positions.size
-        if not np.array_equal(plan.table_hashes, self._tables.hashes(plan.rows)):
+        if (plan.table_hashes != self._tables.hashes(plan.rows)).any():
             raise PlanError(FaultCode.MISMATCH, "a block table's hash differs from the scheduler's")
-        if not np.array_equal(plan.slot_mapping, layout.slot_mapping):
+        if plan.slot_mapping.size != num_tokens or (plan.slot_mapping != layout.slot_mapping).any():
             raise PlanError(FaultCode.MISMATCH, "the slot mapping differs from the block tables'")
         token_ids = plan.prefill_token_ids
         if token_ids.size != num_tokens - layout.num_decodes:

@@ -53,9 +53,19 @@ class RowState:
         self.cursor[rows] = ends
         self.has_sampled[rows] = sampled
 
+    def take_last(self, rows: Tensor, out: Tensor) -> None:
+        """Write the last tokens of ``rows``, int64 [N] on the device, to ``out``."""
+        if out.is_cpu:
+            np.take(self.last_token.numpy(), rows.numpy(), out=out.numpy())
+        else:
+            torch.index_select(self.last_token, 0, rows, out=out)
+
     def record(self, sampled_rows: Tensor, token_ids: Tensor, append: LogAppend | None) -> None:
         """Keep what a step sampled, int64 [S] like ``sampled_rows``, on the device: nobody waits for the values."""
-        self.last_token.index_copy_(0, sampled_rows, token_ids)
+        if token_ids.is_cpu:  # in numpy: a step of few rows feels what an operation of torch costs
+            self.last_token.numpy()[sampled_rows.numpy()] = token_ids.numpy()
+        else:
+            self.last_token.index_copy_(0, sampled_rows, token_ids)
         if append is not None:
             tokens = token_ids.index_select(0, append.sampled).int()
             self.sampling.log.tensor.index_put_((append.rows, append.positions), tokens)

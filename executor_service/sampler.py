@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from executor_service.input_batch import GrammarMasks, InputBatch, PromptTargets
+from executor_service.input_batch import Audit, GrammarMasks, InputBatch, PromptTargets
 from kernels.sampling import Logprobs, SamplingBatch, log_probabilities, sample
 
 # Positions whose logits exist at once beside those that are sampled: 64 x 151,936 in float32 are 37 MiB.
@@ -24,12 +24,16 @@ class SampledTokens:
     audit_matches: Tensor | None = None  # bool, one per token of ``InputBatch.audits``
 
 
-def sample_step(logits_at: Callable[[Tensor], Tensor], batch: InputBatch) -> SampledTokens:
-    """Sample the step's rows. ``logits_at`` maps token indices, int64 [N], to float32 [N, V].
+def sample_step(
+    logits_at: Callable[[Tensor], Tensor], batch: InputBatch, logits: Tensor | None = None
+) -> SampledTokens:
+    """Sample the step's rows. ``logits_at`` maps token indices, int64 [N], to float32 [N, V]; ``logits`` are those of
+    the rows sampled, where they exist already.
 
     Waits for no value of the device, but for the matchers of rows with a grammar.
     """
-    logits = logits_at(batch.sample_indices)
+    if logits is None:
+        logits = logits_at(batch.sample_indices)
     if batch.grammar is not None:
         _narrow(batch.sampling, batch.grammar)
     sampled = sample(logits, batch.sampling)
@@ -39,9 +43,16 @@ def sample_step(logits_at: Callable[[Tensor], Tensor], batch: InputBatch) -> Sam
         prompt_logprobs = _prompt_logprobs(logits_at, batch.prompt_targets)
     audit_matches = None
     if batch.audits:
-        again = [sample(logits_at(audit.indices), audit.sampling).token_ids == audit.expected for audit in batch.audits]
-        audit_matches = torch.cat(again)
+        audit_matches = torch.cat([_matches(logits_at, audit) for audit in batch.audits])
     return SampledTokens(sampled.token_ids, sampled.row_ok, sampled.logprobs, prompt_logprobs, audit_matches)
+
+
+def _matches(logits_at: Callable[[Tensor], Tensor], audit: Audit) -> Tensor:
+    """Whether each audited token is sampled again, bool [A]."""
+    if audit.grammar is not None:
+        _narrow(audit.sampling, audit.grammar)
+    again: Tensor = sample(logits_at(audit.indices), audit.sampling).token_ids == audit.expected
+    return again
 
 
 def _narrow(sampling: SamplingBatch, grammar: GrammarMasks) -> None:

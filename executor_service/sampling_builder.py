@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from executor_service.input_batch import Audit, GrammarMasks, LogAppend, PromptTargets
-from executor_service.masks import TokenMasks
+from executor_service.masks import Masks, MaskSource
 from executor_service.sampler import SLICE
 from executor_service.sampling_state import SamplingState
 from executor_service.step_plan import Int32s
@@ -73,10 +73,12 @@ class SamplingBuilder:
             logprobs=self._logprobs(rows) if report else None,
         )
 
-    def grammar(self, masks: TokenMasks, sampling: SamplingBatch) -> GrammarMasks:
+    def grammar(self, masks: Masks, sampling: SamplingBatch) -> GrammarMasks:
         """Where ``masks`` go in the mask of ``sampling``, which was built with their rows."""
         assert sampling.mask is not None
-        return GrammarMasks(masks, torch.searchsorted(sampling.mask.rows, self._upload(masks.rows)))
+        rows = self._upload(masks.rows)
+        self._upload.send()
+        return GrammarMasks(masks, torch.searchsorted(sampling.mask.rows, rows))
 
     def logprob_counts(self, rows: _Rows) -> Int32s:
         """How many most likely ids each of ``rows`` wants, of those that report log probabilities."""
@@ -100,16 +102,18 @@ class SamplingBuilder:
         chosen = np.flatnonzero(masked)
         if chosen.size == 0:
             return None
+        listed_at, open_at = np.flatnonzero(listed[chosen]), np.flatnonzero(unfinished[chosen])
         bits = torch.full((chosen.size, state.num_words), _ALL_ALLOWED, dtype=torch.int32, device=upload.device)
-        at = np.flatnonzero(listed[chosen])
-        if at.size:
-            bits.index_copy_(0, upload(at), state.permitted.take(upload(rows[chosen[at]])))
-        at = np.flatnonzero(unfinished[chosen])
-        if at.size:
-            where = upload(at)
-            open_bits = bits.index_select(0, where) & ~state.stops.take(upload(rows[chosen[at]]))
-            bits.index_copy_(0, where, open_bits)
-        return TokenMask(upload(chosen), bits)
+        mask = TokenMask(upload(chosen), bits)
+        where, owners = upload(listed_at), upload(rows[chosen[listed_at]])
+        open_where, open_owners = upload(open_at), upload(rows[chosen[open_at]])
+        upload.send()
+        if listed_at.size:
+            bits.index_copy_(0, where, state.permitted.take(owners))
+        if open_at.size:
+            open_bits = bits.index_select(0, open_where) & ~state.stops.take(open_owners)
+            bits.index_copy_(0, open_where, open_bits)
+        return mask
 
     def _bias(self, rows: _Rows) -> TokenBias | None:
         state, upload = self._state, self._upload
@@ -117,10 +121,9 @@ class SamplingBuilder:
         if chosen.size == 0:
             return None
         width = int(state.bias_sizes[rows[chosen]].max())
-        where = upload(rows[chosen])
-        return TokenBias(
-            upload(chosen), state.bias_ids.take(where)[:, :width], state.bias_values.take(where)[:, :width]
-        )
+        where, biased = upload(rows[chosen]), upload(chosen)
+        upload.send()
+        return TokenBias(biased, state.bias_ids.take(where)[:, :width], state.bias_values.take(where)[:, :width])
 
     def _penalties(self, rows: _Rows, positions: _Rows) -> Penalties | None:
         state, upload = self._state, self._upload
@@ -161,19 +164,19 @@ class SamplingBuilder:
         parts = zip(rows[begins], positions[begins], counts, wanted[indices[begins]], strict=True)
         return targets, tuple(PromptPart(*map(int, part)) for part in parts)
 
-    def audits(self, tokens: ComputedTokens) -> tuple[tuple[Audit, ...], Int32s]:
-        """Tokens of the log to sample again, cut into slices, and the row of each.
-
-        Rows with a grammar are left out: their matchers stand at the end of the log, not at the audited token.
-        """
+    def audits(self, tokens: ComputedTokens, source: MaskSource) -> tuple[tuple[Audit, ...], Int32s]:
+        """Tokens of the log to sample again, cut into slices, and the row of each. ``source`` knows their grammars."""
         state, following = self._state, tokens.positions + 1
         first = state.audit_from[tokens.rows]
         audited = (first > 0) & (following >= first) & (following < state.known_len[tokens.rows])
-        indices = np.flatnonzero(audited & ~state.has_grammar[tokens.rows])
-        slices = tuple(self._audit(tokens, indices[i : i + SLICE]) for i in range(0, indices.size, SLICE))
+        indices = np.flatnonzero(audited)
+        slices = tuple(self._audit(tokens, indices[i : i + SLICE], source) for i in range(0, indices.size, SLICE))
         return slices, tokens.rows[indices].astype(np.int32)
 
-    def _audit(self, tokens: ComputedTokens, indices: _Rows) -> Audit:
+    def _audit(self, tokens: ComputedTokens, indices: _Rows, source: MaskSource) -> Audit:
         rows, positions = tokens.rows[indices], tokens.positions[indices] + 1
         expected = self._state.known_tokens(rows, positions).astype(np.int64)
-        return Audit(self._upload(indices), self._upload(expected), self.batch(rows, positions, report=False))
+        at = np.flatnonzero(self._state.has_grammar[rows])
+        sampling = self.batch(rows, positions, at, report=False)
+        grammar = self.grammar(source.audit(at, rows[at], positions[at]), sampling) if at.size else None
+        return Audit(self._upload(indices), self._upload(expected), sampling, grammar)

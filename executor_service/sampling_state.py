@@ -1,4 +1,4 @@
-"""What a row's sampling needs between steps: parameters, and tables that take memory once a row uses them."""
+"""What a row's sampling needs between steps: parameters, and tables that on a CPU take memory once a row uses them."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from executor_service.masks import first_audited
 from executor_service.step_plan import Admission, Int32s, RowSampling
 
 MAX_BIASES = 1024
@@ -17,25 +18,32 @@ _WORD_BITS = 32
 
 
 class DeviceTable:
-    """A [rows, width] tensor on the device, allocated when its first row is written."""
+    """A [rows, width] tensor on the device.
+
+    On a CPU it is allocated when its first row is written. Elsewhere it is at once: what the KV cache has taken cannot
+    be had later.
+    """
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = (rows, width)
         self._dtype = dtype
         self._device = device
-        self._tensor: Tensor | None = None
+        self._tensor: Tensor | None = None if device.type == "cpu" else self._zeros()
 
     @property
     def is_allocated(self) -> bool:
-        """Whether any row has used it."""
+        """Whether it takes memory."""
         return self._tensor is not None
 
     @property
     def tensor(self) -> Tensor:
         """The whole table; only rows that were written mean anything."""
         if self._tensor is None:
-            self._tensor = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+            self._tensor = self._zeros()
         return self._tensor
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self._shape, dtype=self._dtype, device=self._device)
 
     def write(self, row: int, values: NDArray[Any]) -> None:
         """Put ``values`` at the row's beginning, zeros after them; ordered with the steps that are launched."""
@@ -149,7 +157,7 @@ class SamplingState:
         self.num_logprobs[row] = _OFF if sampling.num_logprobs is None else sampling.num_logprobs
         self.num_prompt_logprobs[row] = _OFF if sampling.num_prompt_logprobs is None else sampling.num_prompt_logprobs
         self.processed_logprobs[row] = sampling.processed_logprobs
-        self.audit_from[row] = admission.audit_from
+        self.audit_from[row] = first_audited(admission)
         self.known_len[row] = self.log_len[row] = admission.token_ids.size
         self.has_grammar[row] = bool(sampling.grammar)
         self.has_penalties[row] = sampling.has_penalties

@@ -38,6 +38,7 @@ from executor_service.step_report import StepReport
 from executor_service.warmup import LargestStep, warm_up
 from executor_service.weights import load_model
 from executor_service.wire import Capacity
+from kernels.linear import QuantizationError, check_quantization
 from kernels.paged_attention.backends import BackendError
 
 logger = logging.getLogger(__name__)
@@ -102,22 +103,30 @@ def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int, Ca
         torch.set_num_threads(settings.threads)
     try:
         shape = _shape(settings, load_config(settings.model))
+        check_quantization(settings.quantization, shape.device, shape.dtype)
         model = load_model(settings.model, shape.device, shape.dtype)
-        fingerprint = model_fingerprint(settings.model)
+        fingerprint = model_fingerprint(settings.model, settings.quantization)
     except (UnsupportedCheckpointError, OSError) as error:
         raise ConfigError(f"--model: {error}") from error
+    except QuantizationError as error:
+        raise ConfigError(f"--quantization: {error}") from error
     limits = PlanLimits(shape.max_rows, settings.max_batched_tokens, shape.max_model_len, shape.config.vocab_size)
+    rows = RowState(shape.max_rows, shape.max_model_len, limits.vocab_size, shape.device)
     try:
-        runner, kv_cache = _build_runner(settings, shape, limits, model)
+        runner, kv_cache = _build_runner(settings, shape, limits, model, rows)
     except BackendError as error:
         raise ConfigError(f"--attention-backend: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"--max-batched-tokens, --max-rows: the largest step does not fit: {error}") from error
     grammars = GrammarRows(GrammarCompiler(settings.model, limits.vocab_size), limits.vocab_size)
-    launcher = _build_launcher(shape, limits, runner, kv_cache.num_blocks, grammars)
+    launcher = _build_launcher(shape, limits, runner, rows, kv_cache.num_blocks, grammars)
     warm_up(launcher, shape.block_size)
     graphs = None
     if settings.cuda_graphs and shape.device.type == "cuda" and runner.is_capturable:
         sizes = graph_sizes(limits.max_batched_tokens, limits.max_rows)
         graphs = runner.capture(sizes, shape.blocks_per_row, CudaCapturer(shape.device))
+    if shape.device.type == "cuda":
+        _prove_memory(LargestStep(limits, shape.block_size), launcher, kv_cache.num_blocks)
     logger.info(
         "ready in %.1f s: %s on %s, %s, %d blocks of %d tokens",
         time.monotonic() - began,
@@ -173,17 +182,30 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
+def _prove_memory(step: LargestStep, launcher: StepLauncher, num_blocks: int) -> None:
+    """No request shall be the first to find that memory is short, or to wait for torch to take it from the device."""
+    if step.num_blocks > num_blocks:
+        return  # such a step cannot occur
+    try:
+        step.run(launcher)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{num_blocks} KV blocks leave too little memory for the largest step: {error}") from error
+
+
 def _build_runner(
-    settings: ExecutorSettings, shape: _Shape, limits: PlanLimits, model: CausalLM
+    settings: ExecutorSettings, shape: _Shape, limits: PlanLimits, model: CausalLM, rows: RowState
 ) -> tuple[ModelRunner, KVCache]:
     """On a CUDA device the largest step runs once, in a cache of its own: what it takes is not given to the cache."""
     if shape.device.type != "cuda":
         kv_cache = _allocate_kv_cache(settings, shape, 0)
-        return ModelRunner(model, kv_cache, settings.attention_backend, settings.exact), kv_cache
+        runner = ModelRunner(model, kv_cache, settings.attention_backend, settings.exact, settings.quantization)
+        if runner.is_recordable:
+            runner.record_decodes(limits.max_rows, shape.blocks_per_row)
+        return runner, kv_cache
     step = LargestStep(limits, shape.block_size)
     trial = KVCache.allocate(shape.config, step.num_blocks, shape.block_size, shape.device, shape.dtype)
     runner = ModelRunner(model, trial, settings.attention_backend, settings.exact)
-    launcher = _build_launcher(shape, limits, runner, step.num_blocks)
+    launcher = _build_launcher(shape, limits, runner, rows, step.num_blocks)
     working_bytes = peak_bytes(shape.device, lambda: step.run(launcher))
     logger.info("the largest step takes %.1f MiB besides weights and KV cache", working_bytes / (1 << 20))
     runner.use_cache(KVCache.allocate(shape.config, 1, shape.block_size, shape.device, shape.dtype))
@@ -213,9 +235,13 @@ def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape, working_bytes:
 
 
 def _build_launcher(
-    shape: _Shape, limits: PlanLimits, runner: ModelRunner, num_blocks: int, masks: MaskSource | None = None
+    shape: _Shape,
+    limits: PlanLimits,
+    runner: ModelRunner,
+    rows: RowState,
+    num_blocks: int,
+    masks: MaskSource | None = None,
 ) -> StepLauncher:
-    rows = RowState(shape.max_rows, shape.max_model_len, limits.vocab_size, shape.device)
     tables = BlockTables(shape.max_rows, shape.blocks_per_row, num_blocks, shape.block_size)
     rounder = token_rounder(shape.device, shape.dtype, torch.get_num_threads())
     start_copy: Callable[[SampledTokens, StepReport], StepOutput] = HostStepOutput

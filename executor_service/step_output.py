@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from executor_service.sampler import SampledTokens
@@ -85,7 +86,7 @@ def _copy_logprobs(source: Logprobs | None, stream: torch.cuda.Stream) -> Logpro
 
 def _on_host(tokens: SampledTokens) -> HostTokens:
     return HostTokens(
-        token_ids=tokens.token_ids.int().numpy(),
+        token_ids=tokens.token_ids.numpy().astype(np.int32),
         row_ok=tokens.row_ok.numpy(),
         logprobs=_logprobs_on_host(tokens.logprobs),
         prompt_logprobs=_logprobs_on_host(tokens.prompt_logprobs),

@@ -2,14 +2,16 @@
 that the memory of the largest step is known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from executor_service.admission_checks import MAX_TOP_LOGPROBS
 from executor_service.block_tables import BlockTables
 from executor_service.executor import StepLauncher
 from executor_service.plan_applier import PlanLimits
+from executor_service.sampling_state import MAX_BIASES
 from executor_service.step_plan import EXPLICIT, SAMPLE, Admission, Int32s, RowSampling, StepPlan
 
 
@@ -22,22 +24,53 @@ def warm_up(launcher: StepLauncher, block_size: int) -> None:
     launcher.reset()
 
 
+def everything(limits: PlanLimits) -> RowSampling:
+    """All that a row can ask of a sampler, a grammar and its prompt's log probabilities excepted."""
+    biased = np.arange(min(MAX_BIASES, limits.vocab_size), dtype=np.int32)
+    return RowSampling(
+        temperature=1.0,
+        top_k=50,
+        top_p=0.9,
+        min_p=1e-3,
+        repetition_penalty=1.1,
+        frequency_penalty=0.1,
+        presence_penalty=0.1,
+        bias_token_ids=biased,
+        bias_values=np.ones(biased.size, np.float32),
+        banned_token_ids=_int32s([0]),
+        min_tokens=limits.max_model_len,
+        stop_token_ids=_int32s([0]),
+        num_logprobs=MAX_TOP_LOGPROBS,
+        processed_logprobs=True,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LargestStep:
-    """A step with as many tokens and rows as the limits allow, all of which sample with every filter on."""
+    """Steps with as many tokens and rows as the limits allow, all of which sample, and one of them at the very end of
+    the longest sequence. They differ in what rows ask for, so that all kernels and tables of a sampler are set up.
+    """
 
     limits: PlanLimits
     block_size: int
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that the step writes to."""
-        return int(self._block_counts().sum())
+        """Blocks that the steps write to."""
+        return int(self._block_counts(self._token_counts()).sum())
 
     def run(self, launcher: StepLauncher) -> None:
-        """Run it, and forget it. Raises whatever the model raises."""
-        launcher.launch(self._plan()).wait()
-        launcher.reset()
+        """Run them, and forget them. Raises whatever the model raises."""
+        counts = self._token_counts()
+        for plan in (
+            self._plan(_int32s([1]), RowSampling()),
+            self._plan(counts, RowSampling(temperature=1.0, num_logprobs=MAX_TOP_LOGPROBS)),
+            self._plan(counts, RowSampling(temperature=1.0, top_k=50, top_p=0.9)),
+            self._plan(counts, replace(everything(self.limits), num_prompt_logprobs=MAX_TOP_LOGPROBS)),
+            self._plan(counts, everything(self.limits), audited=True),
+        ):
+            launcher.launch(plan).wait()
+            launcher.reset()
 
     def _token_counts(self) -> Int32s:
         """Tokens of each row: as even as possible, none past the longest sequence."""
@@ -48,29 +81,39 @@ class LargestStep:
         counts[: tokens % rows] += 1
         return counts
 
-    def _block_counts(self) -> Int32s:
-        counts: Int32s = -(-self._token_counts() // np.int32(self.block_size))
-        return counts
+    def _block_counts(self, counts: Int32s) -> Int32s:
+        """Blocks of each row's tokens."""
+        blocks: Int32s = -(-counts // np.int32(self.block_size))
+        return blocks
 
-    def _plan(self) -> StepPlan:
-        counts, block_counts = self._token_counts(), self._block_counts()
+    def _plan(self, counts: Int32s, sampling: RowSampling, audited: bool = False) -> StepPlan:
+        """All rows begin, the last one as far from the start as it can: its first block stands for all before it."""
+        size = np.int32(self.block_size)
         rows = np.arange(counts.size, dtype=np.int32)
-        blocks = np.arange(block_counts.sum(), dtype=np.int32)
-        tables = BlockTables(rows.size, int(block_counts.max()), blocks.size, self.block_size)
-        tables.append(np.repeat(rows, block_counts), blocks)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        positions = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
-        sampling = RowSampling(temperature=1.0, top_k=50, top_p=0.9)
-        shares = np.split(blocks, np.cumsum(block_counts)[:-1])
+        starts = np.zeros_like(counts)
+        starts[-1] = (self.limits.max_model_len - counts[-1]) // size * size
+        block_ends = np.cumsum(self._block_counts(counts))
+        shares = np.split(np.arange(block_ends[-1], dtype=np.int32), block_ends[:-1])
+        shares[-1] = np.concatenate([np.repeat(shares[-1][:1], starts[-1] // size), shares[-1]])
+        table_sizes = [share.size for share in shares]
+        tables = BlockTables(rows.size, max(table_sizes), self.num_blocks, self.block_size)
+        tables.append(np.repeat(rows, table_sizes), np.concatenate(shares))
+        ends = starts + counts
+        positions = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
         return StepPlan(
             step_id=0,
             released_rows=_int32s([]),
-            admissions=tuple(Admission(row, share, sampling) for row, share in enumerate(shares)),
+            admissions=tuple(
+                Admission(row, share, sampling, prompt_len=end, token_ids=np.zeros(end, np.int32))
+                if not audited
+                else Admission(row, share, sampling, 1, np.zeros(end, np.int32), audit_from=1)
+                for row, (share, end) in enumerate(zip(shares, ends.tolist(), strict=True))
+            ),
             extend_rows=_int32s([]),
             extend_blocks=_int32s([]),
             rows=rows,
             num_tokens=counts,
-            start_positions=np.zeros_like(counts),
+            start_positions=starts,
             flags=np.full(rows.size, EXPLICIT | SAMPLE, np.uint8),
             prefill_token_ids=np.zeros(positions.size, np.int32),
             slot_mapping=tables.slots(np.repeat(rows, counts), positions).astype(np.int32),

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,12 +14,14 @@ from executor_service.models import CausalLM, UnsupportedCheckpointError, load_c
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _NAMES_SHOWN = 5
+_MAPPED_BYTES = 1 << 26  # of a file that are mapped at once, or a single tensor if that is more
 
 
 def load_model(checkpoint: Path, device: torch.device, dtype: torch.dtype | None) -> CausalLM:
     """Build the model of ``checkpoint`` on ``device`` and fill it; ``dtype`` None takes the one config.json names.
 
-    Files are memory-mapped and copied tensor by tensor into place, so no second copy of the weights is held.
+    Files are memory-mapped piece by piece and copied tensor by tensor into place, so no second copy of the weights is
+    held, not even in pages of the files.
     Raises ``UnsupportedCheckpointError`` when config.json asks for what is not implemented, when files are missing or
     damaged, or when tensors are missing, unexpected or of another shape.
     """
@@ -32,7 +34,8 @@ def load_model(checkpoint: Path, device: torch.device, dtype: torch.dtype | None
     _refuse("lacks", targets.keys() - names)
     _refuse("has unexpected", names - targets.keys() - ignored)
     for path, stored in files.items():
-        _copy_file(path, {name: targets[name] for name in stored if name in targets})
+        for part in _parts({name: targets[name] for name in stored if name in targets}):
+            _copy(path, part)
     return model
 
 
@@ -69,7 +72,21 @@ def _refuse(complaint: str, names: Iterable[str]) -> None:
         raise UnsupportedCheckpointError(f"the checkpoint {complaint} tensors: {shown}{more}")
 
 
-def _copy_file(path: Path, targets: dict[str, Tensor]) -> None:
+def _parts(targets: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cut ``targets`` into parts of about ``_MAPPED_BYTES``."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, target in targets.items():
+        if part and size + target.nbytes > _MAPPED_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = target
+        size += target.nbytes
+    yield part
+
+
+def _copy(path: Path, targets: dict[str, Tensor]) -> None:
+    """Fill ``targets`` from a file; pages of it that were read are given up at the end."""
     try:
         with safe_open(path, framework="pt") as file:
             for name, target in targets.items():

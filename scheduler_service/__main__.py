@@ -59,7 +59,8 @@ def _run(settings: SchedulerSettings) -> int:
     shared = settings.api_processes > 1
     with (
         reserve_port(settings.host, settings.port, shared=shared) as reservation,
-        _reserve_gateway_port(settings, shared=shared),
+        _reserve_if_asked(settings.vllm_grpc_host, settings.vllm_grpc_port, shared=shared),
+        _reserve_if_asked(settings.health_host, settings.health_port, shared=shared),
         tempfile.TemporaryDirectory(prefix="baton-") as directory,
         ExitStack() as stack,
     ):
@@ -77,10 +78,8 @@ def _run(settings: SchedulerSettings) -> int:
         return _serve(spec)
 
 
-def _reserve_gateway_port(settings: SchedulerSettings, *, shared: bool) -> AbstractContextManager[object]:
-    if not settings.vllm_grpc_port:
-        return nullcontext()
-    return reserve_port(settings.vllm_grpc_host, settings.vllm_grpc_port, shared=shared)
+def _reserve_if_asked(host: str, port: int, *, shared: bool) -> AbstractContextManager[object]:
+    return reserve_port(host, port, shared=shared) if port else nullcontext()
 
 
 def _serve(spec: ProcessSpec) -> int:

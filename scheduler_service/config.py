@@ -55,6 +55,10 @@ class SchedulerSettings(BaseSettings):
     executor_endpoint: str = Field(
         "tcp://127.0.0.1:50052", description="ZeroMQ endpoint that executors dial; port 0 picks a free one"
     )
+    health_host: str = Field("127.0.0.1", description="address of the port for health probes")
+    health_port: int = Field(
+        0, ge=0, le=65535, description="plaintext port that answers grpc.health.v1 and nothing else; 0 is none"
+    )
     tls_cert: Path | None = Field(None, description="certificate chain of the gRPC port, PEM; with --tls-key")
     tls_key: Path | None = Field(None, description="its private key, PEM")
     tls_client_ca: Path | None = Field(None, description="CA certificates, PEM: callers must have one that they signed")
@@ -67,6 +71,9 @@ class SchedulerSettings(BaseSettings):
     api_processes: int = Field(1, ge=1, le=64, description="gRPC processes")
     run_ahead: RunAhead = Field("auto", description="unacknowledged plans per executor: 1 to 8, or auto")
     max_queued_requests: int = Field(20_000, ge=1, description="requests that may wait, over all executors")
+    max_held_requests: int = Field(
+        256, ge=1, description="requests of one tenant that may wait for lost callers to return, per api process"
+    )
     queue_timeout: float = Field(30.0, gt=0, description="seconds a request may wait while no executor is ready")
     grammar_timeout: float = Field(
         1.0, gt=0, description="seconds that compiling a request's schema, expression or grammar may take"

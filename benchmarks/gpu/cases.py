@@ -1,13 +1,14 @@
 """Inputs for the kernels: random, from a seed. Small ones are the same for every device."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.paged_attention import AttentionPlan, plan_attention
+from kernels.sampling import LogprobRequest, SamplingBatch
 
 _MANY = 1 << 20
 
@@ -86,6 +87,42 @@ def attention_in_float64(case: AttentionCase) -> Tensor:
         hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=keys.device).triu(length - (last - first) + 1)
         outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values))
     return torch.cat(outputs)
+
+
+def sampling_batch(rows: int, device: torch.device, *, filtered: bool, num_top: int | None = None) -> SamplingBatch:
+    """Rows at temperature 0.8, with filters of all kinds if they are ``filtered``; what they sample from is reported
+    if there is a ``num_top``."""
+    generator = torch.Generator().manual_seed(rows)
+    ones = torch.ones(rows)
+    batch = SamplingBatch(
+        temperature=ones * 0.8,
+        top_k=torch.randint(0, 100, (rows,), generator=generator).int() * filtered,
+        top_p=torch.rand(rows, generator=generator).clamp_(0.05, 0.99) if filtered else ones,
+        seed=torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
+        position=torch.randint(0, 1 << 20, (rows,), generator=generator),
+        all_greedy=False,
+        any_top_k=filtered,
+        any_top_p=filtered,
+        min_p=ones * 1e-6 if filtered else None,
+        logprobs=None if num_top is None else LogprobRequest(torch.arange(rows), ones.bool(), num_top),
+    )
+    return _moved(batch, device)
+
+
+def _moved(batch: SamplingBatch, device: torch.device) -> SamplingBatch:
+    logprobs = batch.logprobs
+    if logprobs is not None:
+        logprobs = replace(logprobs, rows=logprobs.rows.to(device), processed=logprobs.processed.to(device))
+    return replace(
+        batch,
+        temperature=batch.temperature.to(device),
+        top_k=batch.top_k.to(device),
+        top_p=batch.top_p.to(device),
+        seed=batch.seed.to(device),
+        position=batch.position.to(device),
+        min_p=None if batch.min_p is None else batch.min_p.to(device),
+        logprobs=logprobs,
+    )
 
 
 def random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, seed: int, scale: float = 1.0) -> Tensor:

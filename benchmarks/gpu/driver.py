@@ -16,7 +16,7 @@ from baton.checkpoints.shapes import CheckpointShape
 from executor_service.batch_builder import BatchBuilder
 from executor_service.batch_dimensions import token_rounder
 from executor_service.block_tables import BlockTables
-from executor_service.cuda_graphs import CudaCapturer, EagerCapturer, graph_sizes
+from executor_service.cuda_graphs import CaptureReport, CudaCapturer, EagerCapturer, graph_sizes
 from executor_service.executor import StepLauncher
 from executor_service.kv_cache import KVCache
 from executor_service.model_runner import ModelRunner
@@ -80,25 +80,26 @@ class Driver:
         self.runner = ModelRunner(model, cache, exact=options.exact)
         rows = RowState(options.max_rows, options.max_len, config.vocab_size, device)
         self._tables, self._mirror = (BlockTables(options.max_rows, self._width, num_blocks, size) for _ in range(2))
-        limits = PlanLimits(options.max_rows, options.max_tokens, options.max_len, config.vocab_size)
-        self._applier = PlanApplier(limits, rows, self._tables)
+        self.limits = PlanLimits(options.max_rows, options.max_tokens, options.max_len, config.vocab_size)
+        self._applier = PlanApplier(self.limits, rows, self._tables)
         rounder = token_rounder(device, options.dtype, torch.get_num_threads())
         self._builder = BatchBuilder(rows, self._tables, device, rounder)
         start_copy: Callable[[SampledTokens, StepReport], StepOutput] = HostStepOutput
         if device.type == "cuda":
             start_copy = partial(DeviceStepOutput, copy_stream=torch.cuda.Stream(device))
-        self._launcher = StepLauncher(rows, self._applier, self._builder, self.runner, start_copy)
+        self.launcher = StepLauncher(rows, self._applier, self._builder, self.runner, start_copy)
         self._free = np.random.default_rng(0).permutation(num_blocks).astype(np.int32)
         self._blocks: dict[int, np.ndarray] = {}
         self._rows: list[int] = list(range(options.max_rows))
         self._released: list[int] = []
         self._steps = 0
 
-    def capture(self) -> None:
+    def capture(self) -> CaptureReport:
         """Run small steps in graphs from now on; on a CPU, in the eager stand-in."""
         device = self.options.device
         capturer = CudaCapturer(device) if device.type == "cuda" else EagerCapturer()
-        self.runner.capture(graph_sizes(self.options.max_tokens, self.options.max_rows), self._width, capturer)
+        sizes = graph_sizes(self.options.max_tokens, self.options.max_rows)
+        return self.runner.capture(sizes, self._width, capturer)
 
     def admit(self, tokens: Sequence[int], max_tokens: int = 0, sampling: RowSampling | None = None) -> Row:
         """A row for ``tokens`` and as many more."""
@@ -118,8 +119,9 @@ class Driver:
 
     def launch(self, parts: Sequence[tuple[Row, int]]) -> StepOutput:
         """Compute and sample: the next ``count`` tokens of each row; past its known tokens, its last sampled one."""
-        return self._launcher.launch(self._plan(parts))
+        return self.launcher.launch(self._plan(parts))
 
+    @torch.inference_mode()
     def logits(self, parts: Sequence[tuple[Row, int]]) -> list[Tensor]:
         """float32 [vocabulary] of the last token of each part."""
         plan = self._plan(parts)
@@ -143,7 +145,8 @@ class Driver:
             if row.is_new:
                 blocks = self._blocks[row.index]
                 self._mirror.append(np.full(blocks.size, row.index, np.int32), blocks)
-                admissions.append(Admission(row.index, blocks, row.sampling, len(row.tokens)))
+                log = np.array(row.tokens if row.sampling.has_penalties else [], np.int32)
+                admissions.append(Admission(row.index, blocks, row.sampling, len(row.tokens), log))
         flags, ids, starts = [], [], []
         for row in rows:
             explicit = row.computed < len(row.tokens)

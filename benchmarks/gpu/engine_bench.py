@@ -48,7 +48,15 @@ def bench_decode(
     longest = max(size.context + 2 * size.steps for size in sizes)
     options = DriverOptions(device, dtype, most, longest, longest, exact=exact)
     driver = Driver(model, options)
-    driver.capture()
+    report = driver.capture()
+    yield {
+        "bench": "graph capture",
+        "shape": shape,
+        "exact": exact,
+        "graphs": report.graphs,
+        "seconds": report.seconds,
+        "mib": report.memory / (1 << 20),
+    }
     for size in sizes:
         rows = [
             driver.admit([3 + i % 4000 for i in range(size.context)], 2 * size.steps, RowSampling(1.0, seed=number))

@@ -2,12 +2,12 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
-from benchmarks.gpu.cases import AttentionCase, AttentionShape, attention_case, random
+from benchmarks.gpu.cases import AttentionCase, AttentionShape, attention_case, random, sampling_batch
 from benchmarks.gpu.records import Record
 
 _MODELS = {"0.6b": AttentionShape(16, 8, 128), "8b": AttentionShape(32, 8, 128)}
@@ -190,20 +190,22 @@ def _linear(model: str, roofline: Roofline) -> Iterator[Record]:
 
 
 def _sampling(roofline: Roofline) -> Iterator[Record]:
-    from kernels.sampling import gpu, reference
+    """A sampler must read every logit once."""
+    from kernels.sampling import composed, gpu
 
-    vocab_size = 151_936
+    device = torch.device("cuda")
     for rows in (1, 64, 256):
-        seeds = torch.arange(rows, device="cuda")
-        logits = torch.randn((rows, vocab_size), device="cuda") * 3
-        top_k, top_p = torch.full((rows,), 50, device="cuda").int(), torch.full((rows,), 0.9, device="cuda")
-        noise = seconds(lambda: gpu.gumbel_noise(seeds, seeds, vocab_size))  # noqa: B023
-        masked = seconds(lambda: gpu.mask_top_k_top_p(logits, top_k, top_p))  # noqa: B023
+        logits = torch.randn((rows, 151_936), device=device) * 3
+        plain, filtered = (sampling_batch(rows, device, filtered=filters) for filters in (False, True))
+        greedy = replace(plain, temperature=torch.zeros_like(plain.temperature), all_greedy=True)
+        drawn = seconds(lambda: gpu.sample(logits, plain))  # noqa: B023
         yield {
             "bench": "sampling",
             "rows": rows,
-            "noise_us": noise * 1e6,
-            "noise_share_of_bandwidth": logits.nbytes / noise / roofline.bytes_per_s,
-            "filters_us": masked * 1e6,
-            "filters_by_sorting_us": seconds(lambda: reference.mask_top_k_top_p(logits, top_k, top_p)) * 1e6,  # noqa: B023
+            "greedy_us": seconds(lambda: gpu.sample(logits, greedy)) * 1e6,  # noqa: B023
+            "drawn_us": drawn * 1e6,
+            "drawn_share_of_bandwidth": logits.nbytes / drawn / roofline.bytes_per_s,
+            "filtered_us": seconds(lambda: gpu.sample(logits, filtered)) * 1e6,  # noqa: B023
+            "composed_us": seconds(lambda: composed.sample(logits, plain)) * 1e6,  # noqa: B023
+            "composed_filtered_us": seconds(lambda: composed.sample(logits, filtered)) * 1e6,  # noqa: B023
         }

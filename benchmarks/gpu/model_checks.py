@@ -10,7 +10,10 @@ import torch
 from baton.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from benchmarks.gpu.driver import Driver, DriverOptions, Row, random_model
 from benchmarks.gpu.records import Record, check
+from executor_service.memory import peak_bytes
+from executor_service.step_output import StepOutput
 from executor_service.step_plan import RowSampling
+from executor_service.warmup import LargestStep, everything
 from executor_service.weights import load_model
 
 _FAMILIES = ("qwen3-tiny", "qwen2-tiny", "llama3-tiny")
@@ -54,6 +57,38 @@ def check_graphs(device: torch.device) -> Iterator[Record]:
             expected = generate(eager, prompts, count, temperature)
             same = sum(a == b for a, b in zip(generate(graphed, prompts, count, temperature), expected, strict=True))
             yield check("graphs = eager", same == size, rows=size, temperature=temperature, same=same)
+
+
+def check_launches(device: torch.device) -> Iterator[Record]:
+    """No launch of a step waits for the device: torch raises where one would. Then the largest steps' memory."""
+    if device.type == "cpu":
+        return
+    options = DriverOptions(device, torch.bfloat16, max_rows=64, max_tokens=2048, max_len=2048)
+    driver = Driver(random_model(SHAPES["qwen3-tiny"], device, torch.bfloat16), options)
+    for graphs in (False, True):
+        if graphs:
+            driver.capture()
+        for name, sampling in (
+            ("greedy", RowSampling()),
+            ("filtered", RowSampling(temperature=1.0, top_k=50, top_p=0.9)),
+            ("everything", everything(driver.limits)),
+        ):
+            for mode in ("default", "error"):  # the first time kernels are compiled
+                rows = [driver.admit(prompt, 4, sampling) for prompt in _prompts(20, 60)]
+                outputs: list[StepOutput] = []
+                torch.cuda.set_sync_debug_mode(mode)
+                try:
+                    outputs.append(driver.launch([(row, len(row.tokens)) for row in rows]))
+                    outputs += [driver.launch([(row, 1) for row in rows]) for _ in range(2)]
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                ok = all(output.wait().row_ok.all() for output in outputs)
+                for row in rows:
+                    driver.release(row)
+            yield check("launches do not wait", bool(ok), sampling=name, graphs=graphs)
+    step = LargestStep(driver.limits, options.block_size)
+    driver.launcher.reset()
+    yield {"bench": "largest step", "mib": peak_bytes(device, lambda: step.run(driver.launcher)) / (1 << 20)}
 
 
 def check_exact(device: torch.device) -> Iterator[Record]:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu.cases import AttentionShape, attention_case, random
+from benchmarks.gpu.cases import AttentionShape, attention_case, random, sampling_batch
 from benchmarks.gpu.records import Record, check, relative_error
 
 _LIMIT = 1e-3
-_BY_BIT = {"mask", "append"}
+_BY_BIT = {"tokens", "append"}
 
 
 def outputs(device: torch.device) -> dict[str, NDArray[np.float32]]:
@@ -48,11 +48,12 @@ def outputs(device: torch.device) -> dict[str, NDArray[np.float32]]:
         cache = torch.zeros((2, 3, 4, 3, 20), device=device, dtype=dtype)
         append.kv_append(heads, heads, cache[0], cache[1], torch.tensor([7, 2, 11, 0], device=device))
         results[f"append.{name}"] = cache
-    seeds = torch.arange(3, device=device) * 1_000_003 - 5
-    results["noise"] = sampling.gumbel_noise(seeds, seeds.abs(), 3000)
-    logits = random((3, 400), device, torch.float32, 4, scale=3.0)
-    top_k = torch.tensor([0, 20, 7], device=device, dtype=torch.int32)
-    results["mask"] = sampling.mask_top_k_top_p(logits, top_k, torch.tensor([0.9, 1.0, 0.5], device=device))
+    logits = random((3, 3000), device, torch.float32, 4, scale=3.0)
+    for filtered in (False, True):
+        sampled = sampling.sample(logits, sampling_batch(3, device, filtered=filtered, num_top=2), chunk=1024)
+        assert sampled.logprobs is not None
+        results[f"tokens.{filtered}"] = sampled.token_ids
+        results[f"logprobs.{filtered}"] = sampled.logprobs.logprobs
     return {name: output.float().cpu().numpy() for name, output in results.items()}
 
 

@@ -1,17 +1,21 @@
 """What checks and measurements yield, where it is written, and the table at the end."""
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.figures import note
-
 Record = dict[str, object]
+
+
+def note(text: str) -> None:
+    """Say on stderr what is going on. Nothing of the services' clients is needed here."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def check(name: str, passed: bool, **details: object) -> Record:
@@ -40,15 +44,18 @@ class Report:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def run(self, title: str, stage: Iterator[Record]) -> None:
+    def reload(self) -> None:
+        """Take in what another process has added to the file."""
+        self.records = [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def run(self, title: str, stage: Callable[[], Iterator[Record]]) -> None:
         """Take in a stage; an exception in it is a failed check, and the stages after it still run."""
-        began = time.monotonic()
         try:
-            for record in stage:
+            for record in stage():
                 self.add(record)
         except Exception as error:  # whatever breaks, the other stages have something to say
             self.add(check(title, False, error=f"{type(error).__name__}: {error}".splitlines()[0]))
-        note(f"{title}: {time.monotonic() - began:.1f} s")
+            note(traceback.format_exc())
 
     @property
     def passed(self) -> bool:

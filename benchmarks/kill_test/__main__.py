@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=72, help="of the shortest streams")
     parser.add_argument("--kill", dest="kinds", default="kill", help=f"kinds of faults, of {', '.join(KINDS)}")
     parser.add_argument("--round-trip-ms", type=float, default=0.0, help="added between schedulers and executors")
+    parser.add_argument("--loss", type=float, default=0.0, help="share of messages lost between them, 0 to 1")
     parser.add_argument("--only", default="", help="sets of parameters, separated by commas; default: all")
     parser.add_argument("--gap", type=float, default=1.0, help="least seconds between faults")
     parser.add_argument("--seed", type=int, default=1)
@@ -47,8 +48,9 @@ def main() -> None:
         num_blocks=2000,
         max_rows=64,
         log_level=args.log_level,
-        proxies=bool({"cut", "silence"} & set(kinds)) or args.round_trip_ms > 0,
+        proxies=bool({"cut", "silence"} & set(kinds)) or args.round_trip_ms > 0 or args.loss > 0,
         delay=args.round_trip_ms / 2e3,
+        loss=args.loss,
     )
     wanted = [case for case in cases(args.max_tokens) if not args.only or case.name in args.only.split(",")]
     emit(**environment(), arguments={name: str(value) for name, value in vars(args).items()})

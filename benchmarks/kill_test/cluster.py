@@ -3,32 +3,48 @@
 import json
 import os
 import signal
-import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from benchmarks.kill_test.proxy import Proxy
+from benchmarks.kill_test.scheduler_log import SchedulerLog
+from benchmarks.ports import free_port
 from benchmarks.processes import Child, python_module
 
 _START_SECONDS = 60.0
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What to run."""
+    """What to run.
+
+    Attributes:
+        num_blocks, max_rows, threads: of each executor.
+        proxies: whether there are any between executors and schedulers.
+        delay: seconds that these add in each direction.
+        loss: share of the messages that they lose.
+        logs: directory for a log of JSON lines per scheduler, and the executors'; None = they go to stderr.
+        scheduler_arguments, executor_arguments: further flags.
+    """
 
     model: Path
-    schedulers: int
+    schedulers: int = 1
     executors: int
-    api_processes: int
+    api_processes: int = 1
     num_blocks: int
     max_rows: int
-    log_level: str
-    proxies: bool  # between executors and schedulers
-    delay: float  # seconds that these add in each direction
+    threads: int = 1
+    log_level: str = "error"
+    proxies: bool = False
+    delay: float = 0.0
+    loss: float = 0.0
+    logs: Path | None = None
+    scheduler_arguments: Sequence[str] = ()
+    executor_arguments: Sequence[str] = ()
 
 
 class SchedulerPlace:
@@ -36,8 +52,9 @@ class SchedulerPlace:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.grpc, self.executors = _free_port(), _free_port()
+        self.grpc, self.executors = free_port(), free_port()
         self.child: Child | None = None
+        self.log = None if settings.logs is None else SchedulerLog(settings.logs / f"scheduler-{self.grpc}.jsonl")
 
     @property
     def address(self) -> str:
@@ -53,9 +70,11 @@ class SchedulerPlace:
         arguments = [
             *("--model", settings.model, "--port", self.grpc, "--executor-endpoint", self.endpoint),
             *("--api-processes", settings.api_processes, "--log-level", settings.log_level),
-            *("--check-integrity", "--shutdown-grace", "1"),
+            *("--check-integrity", "--shutdown-grace", "1", "--log-format", "text" if self.log is None else "json"),
+            *settings.scheduler_arguments,
         ]
-        self.child = Child("scheduler", python_module("scheduler_service", *arguments))
+        path = None if self.log is None else self.log.path
+        self.child = Child("scheduler", python_module("scheduler_service", *arguments), log=path)
 
     def await_start(self) -> None:
         """Return once it listens."""
@@ -95,7 +114,9 @@ class KillableCluster:
         self._settings = settings
         self.schedulers = [SchedulerPlace(settings) for _ in range(settings.schedulers)]
         self.executors = [ExecutorPlace(f"executor-{index}", []) for index in range(settings.executors)]
-        self._nursery = Child("nursery", python_module("benchmarks.kill_test.nursery"), _ENVIRONMENT, stdin=True)
+        log = None if settings.logs is None else settings.logs / "executors.log"
+        command = python_module("benchmarks.kill_test.nursery")
+        self._nursery = Child("nursery", command, _ENVIRONMENT, stdin=True, log=log)
 
     @property
     def addresses(self) -> list[str]:
@@ -112,7 +133,8 @@ class KillableCluster:
         for place in self.executors:
             if self._settings.proxies:
                 ports = [scheduler.executors for scheduler in self.schedulers]
-                place.proxies = [await Proxy.open("127.0.0.1", port, self._settings.delay) for port in ports]
+                delay, loss = self._settings.delay, self._settings.loss
+                place.proxies = [await Proxy.open("127.0.0.1", port, delay, loss) for port in ports]
             self.start_executor(place)
 
     def start_executor(self, place: ExecutorPlace) -> None:
@@ -121,9 +143,10 @@ class KillableCluster:
         endpoints = [one.endpoint for one in place.proxies or self.schedulers]
         arguments = [
             *("--scheduler", ",".join(endpoints), "--model", str(settings.model)),
-            *("--executor-id", place.executor_id, "--num-blocks", str(settings.num_blocks), "--threads", "1"),
-            *("--max-rows", str(settings.max_rows), "--log-level", settings.log_level, "--device", "cpu"),
-            "--die-with-parent",
+            *("--executor-id", place.executor_id, "--num-blocks", str(settings.num_blocks)),
+            *("--threads", str(settings.threads), "--max-rows", str(settings.max_rows), "--device", "cpu"),
+            *("--log-level", settings.log_level, "--die-with-parent"),
+            *settings.executor_arguments,
         ]
         self._nursery.say(json.dumps({"arguments": arguments}))
         place.pid = int(self._nursery.json(_START_SECONDS)["pid"])
@@ -151,9 +174,3 @@ class KillableCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -4,20 +4,20 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from baton import AsyncClient, BatonError
 from benchmarks.figures import note
 from benchmarks.kill_test.cluster import ExecutorPlace, KillableCluster
+from benchmarks.kill_test.hang import HangError
+from benchmarks.kill_test.harms import LASTING
 from benchmarks.kill_test.streams import Load
+from benchmarks.kill_test.view import ClusterView
 
-KINDS = ("kill", "stop", "term", "cut", "silence", "scheduler")
+KINDS = ("kill", "stop", "hang", "term", "cut", "silence", "scheduler")
 
 _POLL = 0.01
-_BACK_SECONDS = 30.0
-_FREEZE_SECONDS = (2.6, 4.0)
-_STATUS_SECONDS = 1.0
+# From less than what the schedulers take to notice, to more.
+_LASTS_SECONDS = {"stop": (1.0, 4.0), "silence": (1.0, 4.0), "hang": (2.0, 5.0)}
 _MOST_TOKENS_AHEAD = 40
 
 
@@ -45,14 +45,7 @@ class Faults:
         self._rng = random.Random(seed)
         self._least_rows = least_rows
         self._gap = gap  # seconds
-        self._watchers = [AsyncClient(address) for address in cluster.addresses]
-        self._kinds: dict[str, Callable[[ExecutorPlace], Awaitable[None]]] = {
-            "kill": self._kill,
-            "stop": self._stop,
-            "term": self._terminate,
-            "cut": self._cut,
-            "silence": self._silence,
-        }
+        self._view = ClusterView(cluster.addresses)
 
     async def run(self, kinds: list[str], count: int) -> None:
         """Do ``count`` things while the load is full, evenly, each at a random token of a random stream."""
@@ -64,26 +57,24 @@ class Faults:
             kind = self._rng.choice(kinds)
             if kind == "scheduler":
                 await self._kill_scheduler()
-                await asyncio.sleep(self._gap)
-                continue
-            rows = await self._rows()
-            victim, running = max(rows.items(), key=lambda item: item[1], default=("", 0))
-            if running < self._least_rows and self._load.live:
-                await asyncio.sleep(_POLL)
-                rows = await self._rows()
-                victim, running = max(rows.items(), key=lambda item: item[1], default=("", 0))
-            place = next((one for one in self._cluster.executors if one.executor_id == victim), None)
-            if place is None:
-                continue
-            self._record(kind, victim, running)
-            await self._kinds[kind](place)
-            await self._all_back()
+            else:
+                victim, rows = await self._view.busiest()
+                if rows < self._least_rows and self._load.live:
+                    await asyncio.sleep(_POLL)
+                    victim, rows = await self._view.busiest()
+                place = next((one for one in self._cluster.executors if one.executor_id == victim), None)
+                if place is None:
+                    continue
+                try:
+                    await self._harm(kind, place, rows)
+                except HangError as error:  # it had nothing to do any more
+                    note(f"no hang: {error}")
+            await self._view.all_back(len(self._cluster.executors))
             await asyncio.sleep(self._gap)
 
     async def close(self) -> None:
         """Let go of the cluster."""
-        for watcher in self._watchers:
-            await watcher.close()
+        await self._view.close()
 
     def _record(self, kind: str, victim: str, rows: int) -> None:
         self.records.append(FaultRecord(kind, victim, time.monotonic(), rows))
@@ -102,51 +93,18 @@ class Faults:
                 await asyncio.sleep(_POLL)
         return False
 
-    async def _rows(self) -> dict[str, int]:
-        """Running rows by executor, over all schedulers that answer."""
-        rows: dict[str, int] = {}
-        for watcher in self._watchers:
-            try:
-                status = await watcher.cluster_status(timeout=_STATUS_SECONDS)
-            except BatonError:
-                continue
-            rows |= {one.executor_id: one.running_requests for one in status.executors}
-        return rows
-
-    async def _all_back(self) -> None:
-        """Wait until every executor takes plans again."""
-        deadline = time.monotonic() + _BACK_SECONDS
-        while len(await self._rows()) < len(self._cluster.executors):
-            if time.monotonic() > deadline:
-                note("not every executor came back")
-                return
-            await asyncio.sleep(_POLL)
-
-    async def _kill(self, place: ExecutorPlace) -> None:
-        place.signal(signal.SIGKILL)
-        await self._restart(place)
-
-    async def _stop(self, place: ExecutorPlace) -> None:
-        place.signal(signal.SIGSTOP)
-        await asyncio.sleep(self._rng.uniform(*_FREEZE_SECONDS))
-        place.signal(signal.SIGCONT)
-
-    async def _terminate(self, place: ExecutorPlace) -> None:
-        place.signal(signal.SIGTERM)
-        await self._restart(place)
-
-    async def _cut(self, place: ExecutorPlace) -> None:
-        for proxy in place.proxies:
-            proxy.cut()
-
-    async def _silence(self, place: ExecutorPlace) -> None:
-        for proxy in place.proxies:
-            proxy.silence()
-        await asyncio.sleep(self._rng.uniform(*_FREEZE_SECONDS))
-        for proxy in place.proxies:
-            proxy.heal()
-
-    async def _restart(self, place: ExecutorPlace) -> None:
+    async def _harm(self, kind: str, place: ExecutorPlace, rows: int) -> None:
+        if kind in LASTING:
+            async with LASTING[kind](place):
+                self._record(kind, place.executor_id, rows)
+                await asyncio.sleep(self._rng.uniform(*_LASTS_SECONDS[kind]))
+            return
+        self._record(kind, place.executor_id, rows)
+        if kind == "cut":
+            for proxy in place.proxies:
+                proxy.cut()
+            return
+        place.signal(signal.SIGKILL if kind == "kill" else signal.SIGTERM)
         while not place.is_gone():
             await asyncio.sleep(_POLL)
         self._cluster.start_executor(place)
@@ -158,4 +116,3 @@ class Faults:
         await asyncio.sleep(self._rng.uniform(0.5, 1.5))
         scheduler.start()
         await asyncio.to_thread(scheduler.await_start)
-        await self._all_back()

@@ -1,9 +1,12 @@
-"""A TCP proxy whose way can be made longer, cut, or silent, on the event loop of the kill test."""
+"""A TCP proxy whose way can be made longer, lossy, cut, or silent, on the event loop of the kill test."""
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from typing import Self
+
+from benchmarks.kill_test.losses import LossyWay
 
 _CHUNK = 1 << 18
 
@@ -11,8 +14,10 @@ _CHUNK = 1 << 18
 class Proxy:
     """Passes connections on to one server."""
 
-    def __init__(self, host: str, port: int, delay: float) -> None:
+    def __init__(self, host: str, port: int, delay: float, loss: float) -> None:
         self._delay = delay
+        self._loss = loss
+        self._seeds = itertools.count(port)
         self._server_address = (host, port)
         self._listener: asyncio.Server | None = None
         self._open = asyncio.Event()
@@ -22,9 +27,14 @@ class Proxy:
         self.endpoint = ""
 
     @classmethod
-    async def open(cls, host: str, port: int, delay: float) -> Self:
-        """A proxy for the server at ``host:port``, which need not listen yet; ``delay`` in seconds, each way."""
-        proxy = cls(host, port, delay)
+    async def open(cls, host: str, port: int, delay: float, loss: float) -> Self:
+        """A proxy for the server at ``host:port``, which need not listen yet.
+
+        Args:
+            delay: seconds, each way.
+            loss: share of ZeroMQ's messages that it loses.
+        """
+        proxy = cls(host, port, delay, loss)
         proxy._listener = await asyncio.start_server(proxy._accept, "127.0.0.1", 0)
         proxy.endpoint = f"tcp://127.0.0.1:{proxy._listener.sockets[0].getsockname()[1]}"
         return proxy
@@ -72,13 +82,15 @@ class Proxy:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
+        way = LossyWay(self._loss, next(self._seeds)) if self._loss else None
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while chunk := await reader.read(_CHUNK):
                 await self._open.wait()
+                passed = chunk if way is None else way.take(chunk)
                 if self._delay:
-                    loop.call_later(self._delay, _write, writer, chunk)
+                    loop.call_later(self._delay, _write, writer, passed)
                 else:
-                    writer.write(chunk)
+                    writer.write(passed)
         with contextlib.suppress(OSError, RuntimeError):
             writer.transport.abort()
 

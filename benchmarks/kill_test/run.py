@@ -47,7 +47,7 @@ async def run(cluster: KillableCluster, plan: Plan) -> tuple[Verdict, dict[str, 
         await clients[0].wait_ready(_WAIT_SECONDS)
         chosen, refused = await accepted(clients[0], plan.cases)
         note(f"{len(chosen)} cases without faults")
-        expected = await _undisturbed(clients, chosen, plan.concurrency)
+        expected = await undisturbed(clients, chosen, plan.concurrency)
         note(f"{plan.streams} streams, {plan.faults} faults")
         load = Load(chosen, plan.streams, plan.concurrency)
         harm = Faults(cluster, load, plan.seed, _LEAST_ROWS, plan.gap)
@@ -62,7 +62,12 @@ async def run(cluster: KillableCluster, plan: Plan) -> tuple[Verdict, dict[str, 
         return judge(load.done, expected, chosen, harm.records), refused
 
 
-async def _undisturbed(clients: list[AsyncClient], chosen: Sequence[Case], concurrency: int) -> dict[int, Output]:
+async def undisturbed(clients: Sequence[AsyncClient], chosen: Sequence[Case], concurrency: int) -> dict[int, Output]:
+    """What each case gives when nothing goes wrong, by its index.
+
+    Raises:
+        BatonError: a stream failed.
+    """
     load = Load(chosen, len(chosen), concurrency)
     await load.run(clients)
     failed = [f"{chosen[stream.case].name}: {stream.error}" for stream in load.done if stream.error]

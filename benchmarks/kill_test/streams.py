@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from baton import AsyncClient, BatonError, Completion, InvalidRequestError
+from baton import AsyncClient, BatonError, Completion, GenerateOptions, InvalidRequestError
 from benchmarks.kill_test.cases import Case
 
 
@@ -19,6 +19,7 @@ class Output:
     finish_reasons: tuple[str, ...]
     stops: tuple[object, ...]
     logprobs: tuple[object, ...]
+    prompt_logprobs: tuple[object, ...]
     usage: tuple[int, int]
 
     @classmethod
@@ -30,6 +31,7 @@ class Output:
             finish_reasons=tuple(str(one.finish_reason) for one in samples),
             stops=tuple((one.stop_string, one.stop_token_id) for one in samples),
             logprobs=tuple(one.logprobs for one in samples),
+            prompt_logprobs=completion.prompt_logprobs,
             usage=(completion.usage.prompt_tokens, completion.usage.completion_tokens),
         )
 
@@ -109,7 +111,8 @@ async def accepted(client: AsyncClient, cases: Sequence[Case]) -> tuple[list[Cas
     refused: dict[str, str] = {}
     for case in {case.name: case for case in cases}.values():
         try:
-            await client.generate(case.prompt, **{**case.options, "max_tokens": 1, "min_tokens": 0})
+            short: GenerateOptions = {**case.options, "max_tokens": 1, "min_tokens": 0}
+            await client.generate(case.prompt, **short)
         except InvalidRequestError as error:
             refused[case.name] = error.message
     return [case for case in cases if case.name not in refused], refused

@@ -55,7 +55,7 @@ def judge(
 ) -> Verdict:
     """Compare ``streams`` with what their cases gave without faults."""
     good = [stream for stream in streams if stream.output is not None]
-    wrong = [stream for stream in good if stream.output != expected[stream.case]]
+    wrong = mismatched(streams, expected)
     by_record = [(record, _stalls(record, streams)) for record in records]
     stalls = [stall for _, found in by_record for stall in found]
     longest: dict[str, list[float]] = {}
@@ -77,6 +77,11 @@ def judge(
         errors=dict(Counter(stream.error for stream in streams if stream.error)),
         mismatches=dict(Counter(cases[stream.case].name for stream in wrong)),
     )
+
+
+def mismatched(streams: Sequence[Stream], expected: Mapping[int, Output]) -> list[Stream]:
+    """Those that ended well, but not as their cases do without faults."""
+    return [one for one in streams if one.output is not None and one.output != expected[one.case]]
 
 
 def _stalls(record: FaultRecord, streams: Sequence[Stream]) -> list[float]:

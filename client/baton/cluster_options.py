@@ -23,6 +23,7 @@ class ClusterOptions:
         api_processes: gRPC processes of the scheduler.
         run_ahead: unacknowledged plans per executor, ``"1"`` to ``"8"`` or ``"auto"``.
         dtype: of weights and KV cache, such as ``"float32"``; default: the checkpoint's.
+        quantization: of weights, at load: ``"int8"``; default: none.
         kv_memory: KV cache of each executor, such as ``"2GiB"``.
         num_blocks: KV blocks of each executor, instead of ``kv_memory``.
         threads: compute threads of each executor; default: the cores, shared out evenly.
@@ -40,6 +41,7 @@ class ClusterOptions:
     api_processes: int = 1
     run_ahead: str = "auto"
     dtype: str = ""
+    quantization: str = ""
     kv_memory: str = ""
     num_blocks: int | None = None
     threads: int | None = None
@@ -76,6 +78,7 @@ class ClusterOptions:
                 model=self.model,
                 executor_id=executor_id,
                 dtype=self.dtype,
+                quantization=self.quantization,
                 kv_memory=self.kv_memory,
                 num_blocks=self.num_blocks,
                 threads=self.threads or max(1, _usable_cores() // max(1, self.executors)),

@@ -38,6 +38,7 @@ class LLM:
         model_dir: checkpoint directory; default: the small model that comes with Baton.
         executors: how many executor processes.
         dtype: of weights and KV cache, such as ``"float32"``; default: the checkpoint's.
+        quantization: of weights, at load: ``"int8"``, for bfloat16 on CPUs; default: none.
         kv_memory: KV cache of each executor, such as ``"2GiB"``; default: the executor's choice.
         num_blocks: KV blocks of each executor, instead of ``kv_memory``.
         threads: compute threads of each executor; default: the cores, shared out evenly.
@@ -54,6 +55,7 @@ class LLM:
         *,
         executors: int = 1,
         dtype: str = "",
+        quantization: str = "",
         kv_memory: str = "",
         num_blocks: int | None = None,
         threads: int | None = None,
@@ -65,6 +67,7 @@ class LLM:
             executors=executors,
             port=0,
             dtype=dtype,
+            quantization=quantization,
             kv_memory=kv_memory,
             num_blocks=num_blocks,
             threads=threads,

@@ -15,8 +15,8 @@ class Rates:
         steps_per_s: plans sent to it.
         step_ms: device time of a step; None when there was none.
         starved: share of the time in which it had work and no plan, 0 to 1; None when it did nothing.
-        tokens_per_s: rows times steps, which is what it sampled at most: a row that still reads its prompt samples
-            nothing.
+        tokens_per_s: tokens sampled.
+        prefill_per_s: further tokens computed: of prompts, and of what was computed again.
         prefix_hits: share of the looked up prompt tokens that were cached, 0 to 1; None when none was looked up.
     """
 
@@ -24,6 +24,7 @@ class Rates:
     step_ms: float | None
     starved: float | None
     tokens_per_s: float
+    prefill_per_s: float
     prefix_hits: float | None
 
 
@@ -83,11 +84,13 @@ def _rates(before: ExecutorStatus, now: ExecutorStatus, seconds: float) -> Rates
     steps = now.steps - before.steps
     device, starved = now.device_us - before.device_us, now.starved_us - before.starved_us
     asked = now.prefix_query_tokens - before.prefix_query_tokens
-    rows = (before.running_requests + now.running_requests) / 2
+    sampled = now.sampled_tokens - before.sampled_tokens
+    computed = now.computed_tokens - before.computed_tokens
     return Rates(
         steps_per_s=steps / seconds,
         step_ms=device / 1e3 / steps if steps else None,
         starved=starved / (device + starved) if device + starved else None,
-        tokens_per_s=rows * steps / seconds,
+        tokens_per_s=sampled / seconds,
+        prefill_per_s=max(0, computed - sampled) / seconds,
         prefix_hits=(now.prefix_hit_tokens - before.prefix_hit_tokens) / asked if asked else None,
     )

@@ -211,7 +211,11 @@ class ExecutorState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStatus:
-    """One executor as the scheduler sees it. Blocks: total = free + cached + used; times in microseconds."""
+    """One executor as the scheduler sees it. Blocks: total = free + cached + used; times in microseconds.
+
+    Of answered steps, ``computed_tokens`` are input tokens (of prompts, of decodes, of what was computed again) and
+    ``sampled_tokens`` output tokens.
+    """
 
     executor_id: str
     epoch: int
@@ -232,6 +236,8 @@ class ExecutorStatus:
     prefix_query_tokens: int
     starved_us: int
     device_us: int
+    computed_tokens: int
+    sampled_tokens: int
     state: ExecutorState = ExecutorState.SERVING
 
 

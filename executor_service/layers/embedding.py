@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from executor_service.layers.linear import empty_parameter
-from kernels.linear import Matrix, embedding, linear, pack
+from executor_service.layers.linear import Packer, empty_parameter
+from kernels.linear import Matrix, embedding, linear
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -37,8 +37,8 @@ class ParallelLMHead(nn.Module):
         """[S, hidden] to float32 [S, vocabulary]."""
         return linear(hidden, self._matrix, None, torch.float32)
 
-    def pack_weight(self, exact: bool) -> Matrix:
+    def pack_weight(self, packer: Packer) -> Matrix:
         """Keep the weight as kernels read it, and no longer as a parameter; returns it. Once only."""
-        self._matrix = pack(self.weight.data, exact)
+        self._matrix = packer(self.weight.data)
         del self.weight
         return self._matrix

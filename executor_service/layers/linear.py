@@ -6,27 +6,47 @@ parameter by the layout that kernels read fastest.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kernels.linear import Matrix, linear, pack
+from kernels.linear import Matrix, linear, linear_silu_and_mul
+
+
+class Packer(Protocol):
+    """A loaded weight [out, in] to what kernels read; ``gated`` as of ``kernels.linear.pack``."""
+
+    def __call__(self, weight: Tensor, *, gated: bool = False) -> Matrix: ...
 
 
 class MergedColumnParallelLinear(nn.Module):
-    """Several projections of the same input as one product; query, key and value, or gate and up."""
+    """Several projections of the same input as one product; query, key and value, or gate and up.
+
+    ``gated``: of two projections, SiLU of the first gates the second.
+    """
 
     def __init__(
-        self, input_size: int, output_sizes: Mapping[str, int], bias: bool, device: torch.device, dtype: torch.dtype
+        self,
+        input_size: int,
+        output_sizes: Mapping[str, int],
+        bias: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self._output_sizes = dict(output_sizes)
+        self._gated = gated
         self.weight = empty_parameter((sum(output_sizes.values()), input_size), device, dtype)
         self.bias = empty_parameter((sum(output_sizes.values()),), device, dtype) if bias else None
         self._matrix: Matrix = self.weight.data
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, sum of output sizes]."""
+        """[T, in] to [T, sum of output sizes], or half of that if gated."""
+        if self._gated:
+            return linear_silu_and_mul(x, self._matrix, self.bias)
         return linear(x, self._matrix, self.bias, None)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -38,9 +58,9 @@ class MergedColumnParallelLinear(nn.Module):
             for name, part in zip(self._output_sizes, torch.split(self.bias, sizes), strict=True):
                 yield f"{name}.bias", part
 
-    def pack_weight(self, exact: bool) -> None:
+    def pack_weight(self, packer: Packer) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
-        self._matrix = pack(self.weight.data, exact)
+        self._matrix = packer(self.weight.data, gated=self._gated)
         del self.weight
 
 
@@ -57,9 +77,9 @@ class RowParallelLinear(nn.Module):
         """[T, in] to [T, out]."""
         return linear(x, self._matrix, self.bias, None)
 
-    def pack_weight(self, exact: bool) -> None:
+    def pack_weight(self, packer: Packer) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
-        self._matrix = pack(self.weight.data, exact)
+        self._matrix = packer(self.weight.data)
         del self.weight
 
 

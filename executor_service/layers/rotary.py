@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.rotary_angles import rotary_angles
+
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
@@ -29,13 +31,14 @@ class RopeConfig:
 class RotaryEmbedding:
     """Cosines and sines of positions."""
 
-    def __init__(self, config: RopeConfig, device: torch.device) -> None:
+    def __init__(self, config: RopeConfig, device: torch.device, dtype: torch.dtype) -> None:
+        """For a model of ``dtype``."""
         self._inv_freq = inverse_frequencies(config).to(device)
+        self._dtype = dtype
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of int64 positions [T]: float32 [T, head_dim / 2] each."""
-        angles = positions.to(torch.float32).unsqueeze(1) * self._inv_freq
-        return angles.cos(), angles.sin()
+        return rotary_angles(positions, self._inv_freq, self._dtype)
 
 
 def inverse_frequencies(config: RopeConfig) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from executor_service.batch_dimensions import BatchDimensions
 from executor_service.input_batch import InputBatch
+from executor_service.upload import uploader_to
 from kernels.paged_attention import DeviceLengths
 
 _ALIGNMENT = 16  # elements: kernels are compiled for aligned addresses
@@ -30,10 +31,7 @@ class StepInputs:
 
 
 class StepBuffers:
-    """Memory for the largest step. ``load`` costs a few small copies, in the order of the device's stream.
-
-    Host memory that a copy reads is this step's own: on a device it must not be written while the copy is in flight.
-    """
+    """Memory for the largest step. ``load`` costs a few small copies, in the order of the device's stream."""
 
     def __init__(
         self,
@@ -54,6 +52,7 @@ class StepBuffers:
         self._span = -(-(max_requests + 1) // _ALIGNMENT) * _ALIGNMENT
         self._lengths = torch.zeros(3 * self._span, dtype=torch.int32, device=device)
         self._host_lengths: NDArray[np.int32] = np.zeros(3 * self._span, np.int32)
+        self._upload = uploader_to(device)
         # how far the last step reached: what it wrote past the next one becomes padding again
         self._used_tokens = self._used_rows = self._used_blocks = 0
 
@@ -117,7 +116,6 @@ class StepBuffers:
         lengths[:requests] = seq_lens
         lengths[requests:] = 0
         np.cumsum(lengths[:-1], out=key_starts[1:])
-        staged = torch.from_numpy(host)
-        if self._lengths.device.type != "cpu":
-            staged = staged.pin_memory()  # a fresh copy, reused only once the device has read it
-        self._lengths.copy_(staged, non_blocking=True)
+        staged = self._upload(host)
+        self._upload.send()
+        self._lengths.copy_(staged)

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from executor_service.layers.attention import Attention
 from executor_service.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from executor_service.layers.linear import MergedColumnParallelLinear, RowParallelLinear, empty_parameter
+from executor_service.layers.linear import MergedColumnParallelLinear, Packer, RowParallelLinear, empty_parameter
 from executor_service.layers.norm import RMSNorm
 from executor_service.layers.rotary import RotaryEmbedding
 from executor_service.models.config import ModelConfig
-from kernels.activation import silu_and_mul
 from kernels.rotary_append import Rotation
 
 
@@ -50,12 +49,14 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         projections = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
-        self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, projections, config.mlp_bias, device, dtype)
+        self.gate_up_proj = MergedColumnParallelLinear(
+            config.hidden_size, projections, config.mlp_bias, device, dtype, gated=True
+        )
         self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, config.mlp_bias, device, dtype)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, hidden] to [T, hidden]."""
-        output: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(hidden)))
+        output: Tensor = self.down_proj(self.gate_up_proj(hidden))
         return output
 
 
@@ -93,7 +94,7 @@ class CausalLM(nn.Module):
             if config.tie_word_embeddings
             else empty_parameter((config.vocab_size, config.hidden_size), device, dtype)
         )
-        self._rotary = RotaryEmbedding(config.rope, device)
+        self._rotary = RotaryEmbedding(config.rope, device, dtype)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """int64 [T] token ids and positions to normalised hidden states [T, hidden]. Needs an inference context."""
@@ -127,14 +128,11 @@ class CausalLM(nn.Module):
             else:
                 yield from module.named_parameters(prefix=name, recurse=False)
 
-    def pack_weights(self, exact: bool = False) -> None:
-        """Put loaded weights into the layout that kernels read fastest, one by one: none is held twice. Once only.
-
-        ``exact`` as of ``kernels.linear.pack``.
-        """
+    def pack_weights(self, packer: Packer) -> None:
+        """Put loaded weights into the layout that kernels read fastest, one by one: none is held twice. Once only."""
         for module in self.layers.modules():
             if isinstance(module, MergedColumnParallelLinear | RowParallelLinear):
-                module.pack_weight(exact)
-        matrix = self.lm_head.pack_weight(exact)
+                module.pack_weight(packer)
+        matrix = self.lm_head.pack_weight(packer)
         if self.config.tie_word_embeddings:
             self.embed_tokens.share(matrix)

@@ -1,7 +1,7 @@
 // Gated activations.
 
 #include "../native/parallel.h"
-#include "../native/simd.h"
+#include "silu.h"
 
 using namespace baton;
 
@@ -17,9 +17,8 @@ extern "C" void baton_silu_and_mul(const bf16* gate_up, i64 stride, bf16* out, i
     for (i64 row = begin; row < end; ++row) {
       const bf16* gates = gate_up + row * stride;
       for (i64 i = 0; i < size; i += kLanes) {
-        const F32 gate = load_bf16(gates + i, size - i);
-        const F32 silu = round_to_bf16(div(gate, add(broadcast(1.0F), exp(sub(zero(), gate)))));
-        store_bf16(out + row * size + i, mul(silu, load_bf16(gates + size + i, size - i)), size - i);
+        const F32 gate = load_bf16(gates + i, size - i), up = load_bf16(gates + size + i, size - i);
+        store_bf16(out + row * size + i, silu_and_mul(gate, up), size - i);
       }
     }
   });

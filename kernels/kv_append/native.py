@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 
 _kv_append = NativeFunction("baton_kv_append", "pipipppiiiin")
@@ -11,7 +12,7 @@ _kv_append = NativeFunction("baton_kv_append", "pipipppiiiin")
 def kv_append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
     """See ``kernels.kv_append.kv_append``; the layout inside blocks is kv_layout.h's."""
     _, block_size, kv_heads, head_dim = key_cache.shape
-    key, value = _adjacent_heads(key), _adjacent_heads(value)
+    key, value = adjacent_heads(key), adjacent_heads(value)
     _kv_append(
         key.data_ptr(),
         key.stride(0),
@@ -26,7 +27,3 @@ def kv_append(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor
         head_dim,
         torch.get_num_threads(),
     )
-
-
-def _adjacent_heads(x: Tensor) -> Tensor:
-    return x if x.stride(1) == x.shape[2] and x.stride(2) == 1 else x.contiguous()

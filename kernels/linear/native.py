@@ -4,25 +4,34 @@ import torch
 from torch import Tensor
 
 from kernels.linear.packed import PackedMatrix
+from kernels.native import memory
 from kernels.native.library import NativeFunction
 
 _BLOCK = 64
 
 _linear = NativeFunction("baton_linear", "pipppiiiinn")
+_linear_silu_and_mul = NativeFunction("baton_linear_silu_and_mul", "pipppiiiin")
 _pack = NativeFunction("baton_linear_pack", "pipiin")
+_pack_gated = NativeFunction("baton_linear_pack_gated", "pipiin")
 _rows = NativeFunction("baton_linear_rows", "pppiin")
 
 
-def pack(weight: Tensor) -> PackedMatrix:
+def pack(weight: Tensor, gated: bool) -> PackedMatrix:
     """See ``kernels.linear.pack``."""
     rows, columns = weight.shape
-    blocks = torch.empty(-(-rows // _BLOCK), -(-columns // 2), _BLOCK, 2, dtype=weight.dtype)
-    _pack(weight.data_ptr(), weight.stride(0), blocks.data_ptr(), rows, columns, torch.get_num_threads())
-    return PackedMatrix(blocks, rows, columns)
+    blocks = memory.empty((-(-rows // _BLOCK), -(-columns // 2), _BLOCK, 2), weight.dtype)
+    if gated:
+        function, count = _pack_gated, rows // 2
+    else:
+        function, count = _pack, rows
+    function(weight.data_ptr(), weight.stride(0), blocks.data_ptr(), count, columns, torch.get_num_threads())
+    return PackedMatrix(blocks, rows, columns, gated)
 
 
 def linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """See ``kernels.linear.linear``."""
+    if weight.gated:
+        raise ValueError("a gated weight is for linear_silu_and_mul")
     m = x.shape[0]
     out = torch.empty((m, weight.rows), dtype=out_dtype)
     _linear(
@@ -36,6 +45,25 @@ def linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out_dtype: torc
         weight.rows,
         weight.columns,
         out_dtype is torch.float32,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def linear_silu_and_mul(x: Tensor, weight: PackedMatrix, bias: Tensor | None) -> Tensor:
+    """See ``kernels.linear.linear_silu_and_mul``; ``weight`` is gated."""
+    m, size = x.shape[0], weight.rows // 2
+    out = torch.empty((m, size), dtype=x.dtype)
+    _linear_silu_and_mul(
+        x.data_ptr(),
+        x.stride(0),
+        weight.blocks.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        size,
+        m,
+        size,
+        weight.columns,
         torch.get_num_threads(),
     )
     return out

@@ -7,8 +7,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """A bfloat16 matrix [rows, columns] in blocks of 64 rows, pairs of columns adjacent, padded with zeros."""
+    """A bfloat16 matrix [rows, columns] in blocks of 64 rows, pairs of columns adjacent, padded with zeros.
+
+    In a gated one a block holds 32 rows of the first half, then the same ones of the second half, which they gate.
+    """
 
     blocks: Tensor  # bfloat16 [ceil(rows / 64), ceil(columns / 2), 64, 2]
     rows: int
     columns: int
+    gated: bool = False

@@ -4,6 +4,7 @@
 of torch, so it builds in seconds and loads at once.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -24,13 +25,16 @@ _COMMON_FLAGS = (
     *("-std=c++20", "-O3", "-pthread", "-fPIC", "-shared"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
+_AVX512_FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+    "-mprefer-vector-width=512",
+)
 _ISA_FLAGS = {
-    "avx512_bf16": (
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
-        "-mprefer-vector-width=512",
-    ),
+    "amx_bf16": (*_AVX512_FLAGS, "-mamx-tile", "-mamx-bf16"),
+    "avx512_bf16": _AVX512_FLAGS,
     "avx2": ("-mavx2", "-mfma"),
 }
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
 
 
 class BuildError(RuntimeError):
@@ -45,6 +49,16 @@ def choose_isa() -> str:
     if has.get("avx2") and has.get("fma3"):
         return "avx2"
     raise BuildError("the CPU has neither AVX512-BF16 nor AVX2")
+
+
+def choose_amx() -> str:
+    """AMX-BF16 beside AVX512-BF16, which this process may use from now on. Raises ``BuildError`` when it may not."""
+    if not torch.cpu.get_capabilities().get("amx_bf16") or choose_isa() != "avx512_bf16":
+        raise BuildError("the CPU has no AMX-BF16")
+    # Linux gives a process room for the tiles' registers on demand (Documentation/arch/x86/xstate.rst).
+    if ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA):
+        raise BuildError("Linux does not let this process use AMX")
+    return "amx_bf16"
 
 
 def build(isa: str) -> Path:
@@ -78,11 +92,17 @@ def _cache() -> Path:
 
 
 def _sources() -> list[Path]:
-    return sorted(_KERNELS.glob("*/cpu.cpp"))
+    return sorted(_KERNELS.glob("*/*.cpp"))
+
+
+def _isa_flags(isa: str) -> tuple[str, ...]:
+    """Kernels for AVX512-BF16 do without VBMI, which most such CPUs have: int8 weights are read faster with it."""
+    has_vbmi = isa != "avx2" and torch.cpu.get_capabilities().get("avx512_vbmi")
+    return (*_ISA_FLAGS[isa], "-mavx512vbmi") if has_vbmi else _ISA_FLAGS[isa]
 
 
 def _digest(isa: str) -> str:
-    digest = hashlib.sha256(repr((torch.__version__, _COMMON_FLAGS, _ISA_FLAGS[isa])).encode())
+    digest = hashlib.sha256(repr((torch.__version__, _COMMON_FLAGS, _isa_flags(isa))).encode())
     for path in (*_sources(), *sorted(_KERNELS.glob("*/*.h"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -99,7 +119,7 @@ def _compile(compiler: str, isa: str, path: Path) -> None:
     """Under another name first: a library that exists is whole."""
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         partial = Path(directory) / path.name
-        command = [compiler, *_COMMON_FLAGS, *_ISA_FLAGS[isa], "-o", str(partial), *map(str, _sources())]
+        command = [compiler, *_COMMON_FLAGS, *_isa_flags(isa), "-o", str(partial), *map(str, _sources())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit {done.returncode}"]

@@ -1,7 +1,8 @@
 """The library of C++ kernels in use, if any.
 
 They work on bfloat16. Where they cannot (no compiler, no AVX2, another dtype or device), the torch reference does.
-``BATON_KERNELS=reference`` switches them off; ``BATON_KERNELS=native`` makes their absence an error;
+``BATON_KERNELS=reference`` switches them off; ``BATON_KERNELS=native`` makes their absence an error, and
+``BATON_KERNELS=amx`` that of Intel's AMX, which linear layers then use; it has never run on such a CPU yet.
 ``BATON_KERNELS=triton`` puts the GPU's kernels in their place (``kernels.gpu.library``). Both sides of one stream must
 use the same: their results agree to rounding, not bit by bit.
 """
@@ -9,15 +10,16 @@ use the same: their results agree to rounding, not bit by bit.
 import ctypes
 import logging
 import os
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.gpu import library as gpu_library
-from kernels.native.build import BuildError, build, choose_isa
+from kernels.native.build import BuildError, build, choose_amx, choose_isa
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +58,15 @@ def handles_cache(cache: Tensor) -> bool:
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     asked = os.environ.get("BATON_KERNELS", "")
-    if asked not in {"", "native", "reference", "triton"}:
-        raise ValueError(f"BATON_KERNELS must be native, reference or triton, not {asked!r}")
+    if asked not in {"", "native", "amx", "reference", "triton"}:
+        raise ValueError(f"BATON_KERNELS must be native, amx, reference or triton, not {asked!r}")
     if asked in {"reference", "triton"}:
         return None, "reference (BATON_KERNELS)"
     try:
-        isa = choose_isa()
+        isa = choose_amx() if asked == "amx" else choose_isa()
         return ctypes.CDLL(str(build(isa))), f"native {isa}"
     except (BuildError, OSError) as error:
-        if asked == "native":
+        if asked in {"native", "amx"}:
             raise
         logger.warning("no native kernels, the torch reference runs instead, many times slower: %s", error)
         return None, f"reference ({error})"
@@ -77,20 +79,55 @@ class NativeFunction:
     """
 
     def __init__(self, name: str, arguments: str) -> None:
-        self._name = name
-        self._arguments = arguments
+        self.name = name
+        self.letters = arguments
+        self._types: tuple[Any, ...] = tuple(_ARGUMENT_TYPES[kind] for kind in arguments)
 
     def __call__(self, *arguments: float | None) -> None:
-        _resolve(self._name, self._arguments)(*arguments)
+        if _observer is not None:
+            _observer(self, arguments)
+        _resolve(self.name, self._types)(*arguments)
+
+    def bind(self, *arguments: float | None) -> Callable[[], object]:
+        """A call with these arguments, converted once. Whoever keeps it keeps the memory that pointers point into."""
+        values = (kind(value) for kind, value in zip(self._types, arguments, strict=True))
+        return partial(_resolve(self.name, None), *values)
+
+    def address(self) -> int:
+        """Where the function's code is."""
+        return ctypes.cast(_resolve(self.name, None), ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+
+def signature(letters: str) -> int:
+    """Address of what ``baton_replay`` calls a function of these argument types by; 0 where it does not know them."""
+    find: Any = _resolve("baton_signature", (ctypes.c_char_p,))
+    find.restype = ctypes.c_void_p
+    return int(find(letters.encode()) or 0)
+
+
+_Observer = Callable[[NativeFunction, tuple[float | None, ...]], None]
+_observer: _Observer | None = None
+
+
+@contextmanager
+def observing(observer: _Observer) -> Iterator[None]:
+    """Tell ``observer`` of every native call within the ``with`` block, before it is made."""
+    global _observer
+    outer, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = outer
 
 
 @cache
-def _resolve(name: str, arguments: str) -> Callable[..., None]:
+def _resolve(name: str, types: tuple[Any, ...] | None) -> Callable[..., None]:
+    """The function called ``name``, converting its arguments to ``types``, or taking values of ctypes as they are."""
     library, why = _load()
     if library is None:
         raise RuntimeError(f"{name} needs native kernels: {why}")
-    entry: Any = getattr(library, name)
-    entry.argtypes = [_ARGUMENT_TYPES[kind] for kind in arguments]
+    entry: Any = library[name]  # an object of its own: ``library.name`` would be one for all
+    entry.argtypes = types
     entry.restype = None
     function: Callable[..., None] = entry
     return function

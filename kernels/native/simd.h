@@ -57,6 +57,15 @@ inline F32 round_to_bf16(F32 v) { return widen(reinterpret_cast<__m256i>(_mm512_
 inline F32 load_float(const float* p, i64 count) { return _mm512_maskz_loadu_ps(first(count), p); }
 inline void store_float(float* p, F32 v, i64 count) { _mm512_mask_storeu_ps(p, first(count), v); }
 
+// Writes sixteen values as the first or the second (`second`) of as many pairs; the others stay as they are.
+inline void store_halves(bf16* pairs, const bf16* values, bool second) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+  if (second)
+    _mm512_mask_storeu_epi16(pairs, 0xAAAAAAAA, _mm512_slli_epi32(wide, 16));
+  else
+    _mm512_mask_storeu_epi16(pairs, 0x55555555, wide);
+}
+
 inline Pairs load_pairs(const void* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
 inline Pairs broadcast_pair(std::uint32_t pair) { return reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)); }
 inline Pairs even_half(Pairs a) {  // the second of each pair becomes 0
@@ -97,9 +106,9 @@ inline F32 round(F32 a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
 }
-inline __m256 scale_by_power(__m256 a, __m256 n) {  // for n in [-126, 128]; 2^128 is infinite
-  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(
-                              _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
+inline __m256 scale_by_power(__m256 a, __m256 n) {  // for n up to 128; 2^128 is infinite, below 2^-126 are zeros
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_max_epi32(exponent, _mm256_setzero_si256()), 23)));
 }
 inline F32 scale_by_power(F32 a, F32 n) { return {scale_by_power(a.lo, n.lo), scale_by_power(a.hi, n.hi)}; }
 
@@ -177,6 +186,11 @@ inline void store_bf16(bf16* p, F32 v, i64 count) {
   std::memcpy(p, lanes, count * sizeof(bf16));
 }
 
+// Writes sixteen values as the first or the second (`second`) of as many pairs; the others stay as they are.
+inline void store_halves(bf16* pairs, const bf16* values, bool second) {
+  for (int i = 0; i < kLanes; ++i) pairs[i * 2 + second] = values[i];
+}
+
 inline Pairs load_pairs(const void* p) {
   const auto* halves = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
@@ -205,6 +219,10 @@ inline F32 dot_pairs(F32 sum, Pairs a, Pairs b) {
 #endif
 
 // Pairwise, always in this order.
+#if defined(__AVX512BF16__)
+inline float sum_lanes(F32 v) { return _mm512_reduce_add_ps(v); }
+inline float max_lanes(F32 v) { return _mm512_reduce_max_ps(v); }
+#else
 inline float sum_lanes(F32 v) {
   float lanes[kLanes];
   store(lanes, v);
@@ -213,9 +231,6 @@ inline float sum_lanes(F32 v) {
   return lanes[0];
 }
 
-#if defined(__AVX512BF16__)
-inline float max_lanes(F32 v) { return _mm512_reduce_max_ps(v); }
-#else
 inline float max_lanes(F32 v) {
   float lanes[kLanes];
   store(lanes, v);
@@ -247,6 +262,19 @@ inline F32 exp(F32 x) {
   return {_mm256_andnot_ps(_mm256_cmp_ps(x.lo, lowest.lo, _CMP_LT_OQ), p.lo),
           _mm256_andnot_ps(_mm256_cmp_ps(x.hi, lowest.hi, _CMP_LT_OQ), p.hi)};
 #endif
+}
+
+// 2^x for x <= 0 to a relative error of 3e-6, by a polynomial of degree 4 fitted with the least relative error.
+// 2^0 is exactly 1; below -150 it is exactly 0; NaN stays NaN.
+inline F32 exp2(F32 x) {
+  const F32 clamped = max(broadcast(-200.0F), x);
+  const F32 n = round(clamped);
+  const F32 r = sub(clamped, n);
+  F32 p = broadcast(9.582866915e-3F);
+  p = fma(p, r, broadcast(5.590642616e-2F));
+  p = fma(p, r, broadcast(2.402409762e-1F));
+  p = fma(p, r, broadcast(6.931241751e-1F));
+  return scale_by_power(fma(p, r, broadcast(1.0F)), n);
 }
 
 inline std::uint32_t read_pair(const bf16* p) {

@@ -103,15 +103,16 @@ def paged_attention(
     partial = torch.empty(
         (query.shape[0], heads, launch.max_splits, query.shape[2]), dtype=torch.float32, device=query.device
     )
-    statistics = torch.empty((2, *partial.shape[:3]), dtype=torch.float32, device=query.device)
+    # two tensors, since a view into one may lie at an address of another alignment: another variant of the kernel
+    maxima, totals = (torch.empty(partial.shape[:3], dtype=torch.float32, device=query.device) for _ in range(2))
     programs = max(1, min(launch.max_splits, _split_programs(query.device, launch)))
     _attend_split[(launch.tiles, launch.kv_heads, programs)](
-        *shared, partial, statistics[0], statistics[1], launch.max_splits, **constants
+        *shared, partial, maxima, totals, launch.max_splits, **constants
     )
     _merge_splits[(query.shape[0], heads)](
         partial,
-        statistics[0],
-        statistics[1],
+        maxima,
+        totals,
         lengths.query_start_loc,
         lengths.seq_lens,
         lengths.seq_lens.shape[0],

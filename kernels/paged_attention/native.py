@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 from kernels.paged_attention.plan import AttentionPlan
 
@@ -12,8 +13,7 @@ _paged_attention = NativeFunction("baton_paged_attention", "pippppppiiiiiifn")
 def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
     """See ``kernels.paged_attention.paged_attention``."""
     tokens, heads, head_dim = query.shape
-    if query.stride(1) != head_dim or query.stride(2) != 1:
-        query = query.contiguous()
+    query = adjacent_heads(query)
     starts, seq_lens, tables = plan.addresses
     out = torch.empty((tokens, heads, head_dim), dtype=query.dtype)
     if tokens > plan.num_tokens:

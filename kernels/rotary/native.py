@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 
 _norm_rotary = NativeFunction("baton_norm_rotary", "pipfpppiiin")
@@ -11,8 +12,7 @@ _norm_rotary = NativeFunction("baton_norm_rotary", "pipfpppiiin")
 def norm_rotary(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
     """See ``kernels.rotary.norm_rotary``; without a weight, ``apply_rotary``."""
     tokens, heads, head_dim = x.shape
-    if x.stride(1) != head_dim or x.stride(2) != 1:
-        x = x.contiguous()
+    x = adjacent_heads(x)
     out = torch.empty((tokens, heads, head_dim), dtype=x.dtype)
     _norm_rotary(
         x.data_ptr(),

@@ -1,27 +1,18 @@
 """Rotary embedding of a step's queries and keys together with the append of its keys and values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from kernels.gpu.library import handles
+from kernels.kv_append import native as native_append
 from kernels.rotary import apply_rotary, norm_rotary
+from kernels.rotary_append import native
+from kernels.rotary_append.rotation import Rotation
 
 __all__ = ["Append", "Rotation", "rotary_append"]
 
 Append = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """How queries and keys are turned: their tokens' angles and, in some models, norms of each head before that."""
-
-    cos: Tensor  # float32 [T, head_dim / 2]
-    sin: Tensor  # float32 [T, head_dim / 2]
-    query_norm: Tensor | None = None  # [head_dim]
-    key_norm: Tensor | None = None  # [head_dim]
-    eps: float = 0.0
 
 
 def rotary_append(
@@ -37,12 +28,15 @@ def rotary_append(
     """Rotate ``query`` and ``key`` (``kernels.rotary``), write ``key`` and ``value`` to the cache; the rotated query.
 
     query: [T, heads, head_dim]; the rest as of ``kernels.kv_append.kv_append``, which ``append`` stands for where the
-    parts run one after another. On a GPU they are one kernel, so that rotated keys never visit memory in between.
+    parts run one after another. On a GPU, and where native kernels append, they are one kernel, so that rotated keys
+    never visit memory in between.
     """
     if handles(query):
         from kernels.rotary_append import gpu
 
         return gpu.rotary_append(query, key, value, rotation, key_cache, value_cache, slot_mapping)
+    if append is native_append.kv_append:
+        return native.rotary_append(query, key, value, rotation, key_cache, value_cache, slot_mapping)
     query = _rotate(query, rotation.query_norm, rotation)
     append(_rotate(key, rotation.key_norm, rotation), value, key_cache, value_cache, slot_mapping)
     return query

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels.gpu import library as gpu_library
 from kernels.native.library import available
 from kernels.sampling import composed, native
 from kernels.sampling.batch import (
@@ -46,6 +47,10 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
     """
     if logits.is_cpu and available():
         return native.sample(logits, batch)
+    if gpu_library.handles(logits):
+        from kernels.sampling import gpu
+
+        return gpu.sample(logits, batch)
     return composed.sample(logits, batch)
 
 

@@ -1,13 +1,18 @@
-"""The sampler composed of torch operations and ``primitives``: where no fused kernel runs, and the oracle of that one.
+"""The sampler composed of torch operations and ``primitives``: where no fused kernel runs, and the oracle of those.
 
-See ``kernels.sampling.sample`` for the definition. Nothing here waits for a value of the device.
+See ``kernels.sampling.sample`` for the definition. Nothing here waits for a value of the device. Processors and log
+probabilities, which the Triton kernels share, work on a few rows at a time: their temporaries are several times that.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kernels.sampling.batch import LogprobRequest, Logprobs, Penalties, Sampled, SamplingBatch, TokenBias, TokenMask
+from kernels.sampling.batch import LogprobRequest, Logprobs, Penalties, Sampled, SamplingBatch, TokenBias
 from kernels.sampling.primitives import gumbel_noise, mask_top_k_top_p
+
+_SLICE = 64  # rows whose temporaries, each [rows, V], exist at once
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
@@ -16,7 +21,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
     row_ok = torch.isfinite(lowest) & torch.isfinite(highest)
     processed = logits
     if batch.has_processors:
-        processed = _process(logits, batch)
+        processed = process(logits, batch)
         highest = processed.amax(-1)
         row_ok &= torch.isfinite(highest)
     token_ids = processed.argmax(-1)
@@ -31,6 +36,24 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
     if batch.logprobs is not None:
         logprobs = _report(logits, filtered, token_ids, row_ok, batch.logprobs)
     return Sampled(token_ids, row_ok, logprobs)
+
+
+def report(distribution: Callable[[slice], Tensor], targets: Tensor, num_top: int) -> Logprobs:
+    """Log probabilities of ``targets``, int64 [N]; ``distribution`` gives float32 logits [n, V] of n of the N rows.
+
+    NaN in a row marks it as one that failed.
+    """
+    count = targets.shape[0]
+    spans = [slice(first, min(first + _SLICE, count)) for first in range(0, max(count, 1), _SLICE)]
+    parts = [log_probabilities(distribution(span), targets[span], num_top) for span in spans]
+    if len(parts) == 1:
+        return parts[0]
+    return Logprobs(
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        ranks=torch.cat([part.ranks for part in parts]),
+        top_ids=torch.cat([part.top_ids for part in parts]),
+        top_logprobs=torch.cat([part.top_logprobs for part in parts]),
+    )
 
 
 def log_probabilities(logits: Tensor, targets: Tensor, num_top: int) -> Logprobs:
@@ -57,29 +80,33 @@ def log_probabilities(logits: Tensor, targets: Tensor, num_top: int) -> Logprobs
 
 
 def _report(logits: Tensor, filtered: Tensor, token_ids: Tensor, row_ok: Tensor, request: LogprobRequest) -> Logprobs:
-    rows = request.rows
-    chosen = torch.where(request.processed.unsqueeze(1), filtered.index_select(0, rows), logits.index_select(0, rows))
-    # NaN marks the row; a row whose processors spoiled it is not reported by its own logits either
-    chosen = torch.where(row_ok.index_select(0, rows).unsqueeze(1), chosen, torch.nan)
-    return log_probabilities(chosen, token_ids.index_select(0, rows), request.num_top)
+    def distribution(span: slice) -> Tensor:
+        rows, processed = request.rows[span], request.processed[span].unsqueeze(1)
+        chosen = torch.where(processed, filtered.index_select(0, rows), logits.index_select(0, rows))
+        # a row whose processors spoiled it is not reported by its own logits either
+        return chosen.masked_fill_(~row_ok.index_select(0, rows).unsqueeze(1), torch.nan)
+
+    return report(distribution, token_ids.index_select(0, request.rows), request.num_top)
 
 
-def _process(logits: Tensor, batch: SamplingBatch) -> Tensor:
+def process(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """A copy of the logits after their processors."""
     logits = logits.clone()
     if batch.mask is not None:
-        _mask(logits, batch.mask)
+        for rows, bits in zip(torch.split(batch.mask.rows, _SLICE), torch.split(batch.mask.bits, _SLICE), strict=True):
+            _mask(logits, rows, bits)
     if batch.bias is not None:
         _add_bias(logits, batch.bias)
     if batch.penalties is not None:
-        _penalise(logits, batch.penalties, batch.position)
+        for first in range(0, batch.penalties.rows.shape[0], _SLICE):
+            _penalise(logits, batch.penalties, slice(first, first + _SLICE), batch.position)
     return logits
 
 
-def _mask(logits: Tensor, mask: TokenMask) -> None:
-    bits = mask.bits.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=logits.device)
-    forbidden = (bits & 1).flatten(1)[:, : logits.shape[1]] == 0
-    logits.index_copy_(0, mask.rows, logits.index_select(0, mask.rows).masked_fill_(forbidden, -torch.inf))
+def _mask(logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+    every = bits.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=logits.device)
+    forbidden = (every & 1).flatten(1)[:, : logits.shape[1]] == 0
+    logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(forbidden, -torch.inf))
 
 
 def _add_bias(logits: Tensor, bias: TokenBias) -> None:
@@ -87,19 +114,20 @@ def _add_bias(logits: Tensor, bias: TokenBias) -> None:
     logits.index_put_(index, bias.values, accumulate=True)
 
 
-def _penalise(logits: Tensor, penalties: Penalties, position: Tensor) -> None:
-    history = penalties.log.index_select(0, penalties.log_rows).long()
+def _penalise(logits: Tensor, penalties: Penalties, span: slice, position: Tensor) -> None:
+    rows = penalties.rows[span]
+    history = penalties.log.index_select(0, penalties.log_rows[span]).long()
     at = torch.arange(history.shape[1], device=logits.device)
-    is_past = at < position.index_select(0, penalties.rows).unsqueeze(1)
-    is_output = is_past & (at >= penalties.prompt_lens.unsqueeze(1))
-    values = logits.index_select(0, penalties.rows)
+    is_past = at < position.index_select(0, rows).unsqueeze(1)
+    is_output = is_past & (at >= penalties.prompt_lens[span].unsqueeze(1))
+    values = logits.index_select(0, rows)
     seen = _count(history, is_past, values.shape[1]) > 0
-    output_counts = _count(history, is_output, values.shape[1])
-    repetition = penalties.repetition.unsqueeze(1)
+    repetition = penalties.repetition[span].unsqueeze(1)
     values = torch.where(seen, torch.where(values > 0, values / repetition, values * repetition), values)
-    values -= penalties.frequency.unsqueeze(1) * output_counts
-    values -= penalties.presence.unsqueeze(1) * (output_counts > 0)
-    logits.index_copy_(0, penalties.rows, values)
+    output_counts = _count(history, is_output, values.shape[1])
+    values -= penalties.frequency[span].unsqueeze(1) * output_counts
+    values -= penalties.presence[span].unsqueeze(1) * (output_counts > 0)
+    logits.index_copy_(0, rows, values)
 
 
 def _count(history: Tensor, counted: Tensor, vocab_size: int) -> Tensor:

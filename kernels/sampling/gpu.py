@@ -1,146 +1,248 @@
-"""Triton kernels of sampling. Whatever is added up is added in integers: no bit depends on the order or on tiles."""
+"""The sampler's Triton kernels: logits are read where they lie, and nothing else of their size is written.
+
+A row is cut into chunks of the vocabulary that are worked on side by side. ``_extremes`` finds each chunk's highest
+logit, ``_draw`` each chunk's best sum of scaled logit and noise, and ``_choose`` the best of a row's chunks. Processors
+(masks, biases, penalties) are those of ``composed``.
+
+Filters are in gpu_filters.py. Arguments that steps differ in are values, not variants of a kernel: none is compiled while requests wait.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
-_GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
-_MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
-_MIX_2 = tl.constexpr(0x94D049BB133111EB)
-_DIGITS = tl.constexpr(16)  # candidates for the next four bits of a threshold
-_ONE = tl.constexpr(float(1 << 40))  # weight of the most likely id: 2^23 of them fit into a sum
+from kernels.sampling import composed
+from kernels.sampling.batch import LogprobRequest, Logprobs, Sampled, SamplingBatch
+from kernels.sampling.gpu_draws import gumbel, noise_bits, order_keys, scaled
+from kernels.sampling.gpu_filters import CANDIDATES, Chunks, least_values, row_highest
+
+_CHUNK = 4096
 
 
-def gumbel_noise(seed: Tensor, position: Tensor, vocab_size: int, block: int = _BLOCK) -> Tensor:
-    """See ``kernels.sampling.gumbel_noise``."""
-    rows = seed.shape[0]
-    out = torch.empty((rows, vocab_size), dtype=torch.float32, device=seed.device)
-    if rows:
-        grid = (rows, triton.cdiv(vocab_size, block))
-        _gumbel_noise[grid](seed.contiguous(), position.contiguous(), out, vocab_size, BLOCK=block)
-    return out
-
-
-def mask_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None, block: int = _BLOCK) -> Tensor:
-    """See ``kernels.sampling.mask_top_k_top_p``: one program per row finds its least value kept, four bits a pass."""
+def sample(logits: Tensor, batch: SamplingBatch, chunk: int = _CHUNK, max_candidates: int = CANDIDATES) -> Sampled:
+    """See ``kernels.sampling.sample``; ``chunk``, a power of two, and ``max_candidates`` change no bit."""
     logits = logits.contiguous()
     rows, vocab_size = logits.shape
-    out = torch.empty_like(logits)
+    given = chunks = _extremes_of(logits, chunk, masked=False)
+    processed = logits
+    if batch.has_processors:
+        processed = composed.process(logits, batch)
+        chunks = _extremes_of(processed, chunk, masked=True)
+    least = scores = drawn = None
+    if not batch.all_greedy:
+        least = least_values(processed, batch, chunks, max_candidates)
+        scores, drawn = torch.empty_like(chunks.peaks), torch.empty_like(chunks.best)
+        if rows:
+            _draw[(rows, chunks.count)](
+                processed,
+                batch.temperature,
+                batch.seed,
+                batch.position,
+                chunks.peaks,
+                least,
+                scores,
+                drawn,
+                vocab_size,
+                chunks.count,
+                **chunks.constants,
+            )
+    token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    row_ok = torch.empty(rows, dtype=torch.bool, device=logits.device)
     if rows:
-        _mask_top_k_top_p[(rows,)](
-            logits,
-            None if top_k is None else top_k.contiguous(),
-            None if top_p is None else top_p.contiguous(),
-            out,
-            SIZE=vocab_size,
-            BY_COUNT=top_k is not None,
-            BY_MASS=top_p is not None,
-            BLOCK=block,
-            num_warps=8,
+        _choose[(rows,)](
+            given.peaks,
+            chunks.peaks,
+            chunks.best,
+            scores,
+            drawn,
+            batch.temperature,
+            token_ids,
+            row_ok.view(torch.uint8),
+            vocab_size,
+            chunks.count,
+            CHUNKS=triton.next_power_of_2(chunks.count),
+            num_warps=1,
         )
-    return out
+    sampled = Sampled(token_ids, row_ok, None)
+    if batch.logprobs is None:
+        return sampled
+    return Sampled(token_ids, row_ok, _report(logits, processed, sampled, chunks, least, batch, batch.logprobs))
+
+
+def _extremes_of(logits: Tensor, size: int, *, masked: bool) -> Chunks:
+    rows, vocab_size = logits.shape
+    count = triton.cdiv(vocab_size, size)
+    chunks = Chunks(
+        size,
+        count,
+        torch.empty((rows, count), dtype=torch.float32, device=logits.device),
+        torch.empty((rows, count), dtype=torch.int32, device=logits.device),
+    )
+    if rows:
+        _extremes[(rows, count)](
+            logits, chunks.peaks, chunks.best, vocab_size, count, MASKED=masked, BLOCK=size, num_warps=8
+        )
+    return chunks
+
+
+def _report(
+    logits: Tensor,
+    processed: Tensor,
+    sampled: Sampled,
+    chunks: Chunks,
+    least: Tensor | None,
+    batch: SamplingBatch,
+    request: LogprobRequest,
+) -> Logprobs:
+    """Slice by slice: only as many rows exist once more."""
+
+    def distribution(at: slice) -> Tensor:
+        rows = request.rows[at]
+        out = torch.empty((rows.shape[0], logits.shape[1]), dtype=torch.float32, device=logits.device)
+        if rows.shape[0]:
+            _distribution[(rows.shape[0], chunks.count)](
+                logits,
+                processed,
+                rows,
+                request.processed[at].view(torch.uint8),
+                sampled.row_ok.view(torch.uint8),
+                batch.temperature,
+                chunks.peaks,
+                least,
+                out,
+                logits.shape[1],
+                chunks.count,
+                **chunks.constants,
+            )
+        return out
+
+    return composed.report(distribution, sampled.token_ids.index_select(0, request.rows), request.num_top)
 
 
 @triton.jit
-def _mix(z):
-    """SplitMix64's finaliser."""
-    z = (z ^ (z >> 30)) * tl.full((), _MIX_1, tl.uint64)
-    z = (z ^ (z >> 27)) * tl.full((), _MIX_2, tl.uint64)
-    return z ^ (z >> 31)
+def _best_of(values, ids, row, chunks, CHUNKS: tl.constexpr):
+    """(the highest of a row's chunks, the lowest id that has it, whether any is NaN)."""
+    at = tl.arange(0, CHUNKS)
+    inside = at < chunks
+    found = tl.load(values + row * chunks + at, mask=inside, other=float("-inf"))
+    spoiled = tl.max((~(found < float("inf"))).to(tl.int32), axis=0)
+    highest = tl.max(found, axis=0)
+    best = tl.load(ids + row * chunks + at, mask=inside & (found == highest), other=2147483647)
+    return highest, tl.min(best, axis=0), spoiled
 
 
 @triton.jit
-def noise_bits(seed, position, ids):
-    """The documented generator's 64 bits for each of ``ids``; seed and position are int64 scalars."""
-    golden = tl.full((), _GOLDEN, tl.uint64)
-    key = _mix(_mix(seed.to(tl.uint64, bitcast=True)) + golden * (position + 1).to(tl.uint64))
-    return _mix(key + golden * (ids + 1).to(tl.uint64))
-
-
-@triton.jit
-def _gumbel_noise(seed, position, out, vocab_size, BLOCK: tl.constexpr):
+def _extremes(logits, peaks, best, vocab_size, chunks, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    bits = noise_bits(tl.load(seed + row), tl.load(position + row), ids)
-    uniform = ((bits >> 24).to(tl.int64).to(tl.float32) + 0.5) * (2.0**-40)
-    uniform = tl.minimum(uniform, 1.0 - 2.0**-24)
-    # -log(1 - u); where u is small, a logarithm of something near 1 would lose it
-    series = uniform * (1.0 + uniform * (0.5 + uniform * (1 / 3 + uniform * (0.25 + uniform * (0.2 + uniform / 6)))))
-    exponential = tl.where(uniform < 0.05, series, -tl.log(1.0 - uniform))
-    tl.store(out + row * vocab_size + ids, -tl.log(exponential), mask=ids < vocab_size)
+    chunk = tl.program_id(1)
+    ids = chunk * BLOCK + tl.arange(0, BLOCK)
+    inside = ids < vocab_size
+    values = tl.load(logits + row * vocab_size + ids, mask=inside, other=float("-inf"))
+    peak = tl.max(values, axis=0)
+    # what a processor made impossible is -inf; nothing else may be anything but finite
+    spoils = ~(values < float("inf"))
+    if not MASKED:
+        spoils = spoils | (values == float("-inf"))
+    spoiled = tl.max((spoils & inside).to(tl.int32), axis=0)
+    tl.store(best + row * chunks + chunk, tl.min(tl.where(inside & (values == peak), ids, vocab_size), axis=0))
+    tl.store(peaks + row * chunks + chunk, tl.where(spoiled > 0, float("nan"), peak))
 
 
 @triton.jit
-def _keys(values):
-    """Integers from 0 to 2^32 - 1 that order as the floats do; both zeros are one."""
-    bits = (values + 0.0).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+def _kept(values, row, highest, heat, least):
+    """Scaled logits; what the row's filters drop is -inf."""
+    values = scaled(values, highest, heat)
+    if least is not None:
+        values = tl.where(order_keys(values) >= tl.load(least + row), values, float("-inf"))
+    return values
 
 
 @triton.jit
-def _weights(values, highest, inside, COUNT: tl.constexpr):
-    if COUNT:
-        return inside.to(tl.int64)
-    return tl.where(inside, (tl.exp(values - highest) * _ONE).to(tl.int64), 0)
-
-
-@triton.jit
-def _least_kept(row, SIZE: tl.constexpr, highest, floor, limit, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The least key t, not below ``floor``, for which the weights of all keys above t add up to less than ``limit``."""
-    columns, digits = tl.arange(0, BLOCK), tl.arange(0, _DIGITS)
-    found = tl.full((), 0, tl.int64)
-    for step in range(8):
-        shift = 28 - 4 * step
-        # the highest key of each digit: what lies above it is above every key that begins so
-        bounds = found + ((digits.to(tl.int64) + 1) << shift) - 1
-        above = tl.zeros((_DIGITS,), tl.int64)
-        for start in range(0, SIZE, BLOCK):
-            inside = start + columns < SIZE
-            values = tl.load(row + start + columns, mask=inside, other=0.0)
-            keys = _keys(values)
-            weights = _weights(values, highest, inside & (keys >= floor), COUNT)
-            above += tl.sum(tl.where(keys[:, None] > bounds[None, :], weights[:, None], 0), axis=0)
-        found += tl.min(tl.where(above < limit, digits, _DIGITS - 1), axis=0).to(tl.int64) << shift
-    return tl.maximum(found, floor)
-
-
-@triton.jit
-def _mass(row, SIZE: tl.constexpr, highest, floor, BLOCK: tl.constexpr):
-    columns = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.int64)
-    for start in range(0, SIZE, BLOCK):
-        inside = start + columns < SIZE
-        values = tl.load(row + start + columns, mask=inside, other=0.0)
-        total += _weights(values, highest, inside & (_keys(values) >= floor), False)
-    return tl.sum(total, axis=0)
-
-
-@triton.jit
-def _mask_top_k_top_p(
-    logits, top_k, top_p, out, SIZE: tl.constexpr, BY_COUNT: tl.constexpr, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
+def _draw(
+    logits,
+    temperature,
+    seed,
+    position,
+    peaks,
+    least,
+    scores,
+    drawn,
+    vocab_size,
+    chunks,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    logits += row * SIZE
-    columns = tl.arange(0, BLOCK)
-    peaks = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for start in range(0, SIZE, BLOCK):
-        peaks = tl.maximum(peaks, tl.load(logits + start + columns, mask=start + columns < SIZE, other=float("-inf")))
-    highest = tl.max(peaks, axis=0)
-    least = tl.full((), 0, tl.int64)
-    if BY_COUNT:
-        count = tl.load(top_k + row).to(tl.int64)
-        if count > 0:
-            least = _least_kept(logits, SIZE, highest, least, count, True, BLOCK)
-    if BY_MASS:
-        share = tl.load(top_p + row)
-        if share < 1.0:
-            # at least one unit, so that the most likely id stays whatever rounding does
-            limit = (_mass(logits, SIZE, highest, least, BLOCK).to(tl.float64) * share).to(tl.int64)
-            least = _least_kept(logits, SIZE, highest, least, tl.maximum(limit, 1), False, BLOCK)
-    for start in range(0, SIZE, BLOCK):
-        inside = start + columns < SIZE
-        values = tl.load(logits + start + columns, mask=inside, other=0.0)
-        kept = tl.where(_keys(values) >= least, values, float("-inf"))
-        tl.store(out + row * SIZE + start + columns, kept, mask=inside)
+    chunk = tl.program_id(1)
+    heat = tl.load(temperature + row)
+    if heat > 0.0:
+        ids = chunk * BLOCK + tl.arange(0, BLOCK)
+        inside = ids < vocab_size
+        values = tl.load(logits + row * vocab_size + ids, mask=inside, other=float("-inf"))
+        values = _kept(values, row, row_highest(peaks, row, chunks, CHUNKS), heat, least)
+        values += gumbel(noise_bits(tl.load(seed + row), tl.load(position + row), ids))
+        values = tl.where(inside, values, float("-inf"))
+        score = tl.max(values, axis=0)
+        tl.store(drawn + row * chunks + chunk, tl.min(tl.where(inside & (values == score), ids, vocab_size), axis=0))
+        tl.store(scores + row * chunks + chunk, score)
+
+
+@triton.jit
+def _choose(
+    given_peaks,
+    peaks,
+    best,
+    scores,
+    drawn,
+    temperature,
+    token_ids,
+    row_ok,
+    vocab_size,
+    chunks,
+    CHUNKS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, CHUNKS)
+    given = tl.load(given_peaks + row * chunks + at, mask=at < chunks, other=0.0)
+    highest, token, spoiled = _best_of(peaks, best, row, chunks, CHUNKS)
+    if scores is not None:  # noqa: SIM102  # this is the compiler's to decide, what follows the kernel's
+        if tl.load(temperature + row) > 0.0:
+            token = _best_of(scores, drawn, row, chunks, CHUNKS)[1]
+    bad = (tl.max((~(given < float("inf"))).to(tl.int32), axis=0) | spoiled) > 0
+    ok = (highest > float("-inf")) & (token < vocab_size) & (bad == 0)
+    tl.store(token_ids + row, tl.where(ok, token, 0).to(tl.int64))
+    tl.store(row_ok + row, ok.to(tl.uint8))
+
+
+@triton.jit
+def _distribution(
+    logits,
+    processed_logits,
+    rows,
+    processed,
+    row_ok,
+    temperature,
+    peaks,
+    least,
+    out,
+    vocab_size,
+    chunks,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """The logits whose distribution a row reports: its own, or those sampled from; NaN for a row that failed."""
+    line = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + line)
+    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = ids < vocab_size
+    if tl.load(row_ok + row) == 0:
+        values = tl.full((BLOCK,), float("nan"), tl.float32)
+    elif tl.load(processed + line) == 0:
+        values = tl.load(logits + row * vocab_size + ids, mask=inside, other=0.0)
+    else:
+        values = tl.load(processed_logits + row * vocab_size + ids, mask=inside, other=0.0)
+        heat = tl.load(temperature + row)
+        if heat > 0.0:
+            values = _kept(values, row, row_highest(peaks, row, chunks, CHUNKS), heat, least)
+    tl.store(out + line * vocab_size + ids, values, mask=inside)

@@ -1,8 +1,10 @@
-"""Pieces of a sampler: noise that depends on nothing but the token's identity, and nucleus filters."""
+"""Pieces of a sampler: noise that depends on nothing but the token's identity, and nucleus filters.
+
+These are torch operations; fused samplers (native, Triton) compute the same inside.
+"""
 
 from torch import Tensor
 
-from kernels.gpu.library import handles as gpu_handles
 from kernels.sampling import reference
 
 
@@ -17,10 +19,6 @@ def gumbel_noise(seed: Tensor, position: Tensor, vocab_size: int) -> Tensor:
     Stafford's mix 13). The top 40 bits give u in (0, 1), and the noise is -log(-log(1 - u)), whose logarithms are the
     device's own. argmax(logits + noise) is an exact sample of softmax(logits) (Gumbel-max).
     """
-    if gpu_handles(seed):
-        from kernels.sampling import gpu
-
-        return gpu.gumbel_noise(seed, position, vocab_size)
     return reference.gumbel_noise(seed, position, vocab_size)
 
 
@@ -32,8 +30,4 @@ def mask_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None)
     renormalised over the top k, reaches p: the id that crosses p stays. Ids tied with the last one kept stay too, so
     the result does not depend on the order of ids. The most likely id always stays.
     """
-    if gpu_handles(logits):
-        from kernels.sampling import gpu
-
-        return gpu.mask_top_k_top_p(logits, top_k, top_p)
     return reference.mask_top_k_top_p(logits, top_k, top_p)

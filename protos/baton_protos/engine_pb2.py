@@ -26,17 +26,17 @@ from baton_protos import execution_pb2 as baton__protos_dot_execution__pb2
 from baton_protos import generation_pb2 as baton__protos_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton_protos/engine.proto\x12\x0f\x62\x61ton.engine.v1\x1a\x1c\x62\x61ton_protos/execution.proto\x1a\x1d\x62\x61ton_protos/generation.proto\"\xe4\x02\n\x08ToEngine\x12)\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.AttachH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.engine.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.engine.v1.AbortH\x00\x12.\n\x06status\x18\x04 \x01(\x0b\x32\x1c.baton.engine.v1.StatusQueryH\x00\x12%\n\x04hold\x18\x05 \x01(\x0b\x32\x15.baton.engine.v1.HoldH\x00\x12<\n\x10\x65xecutor_command\x18\x06 \x01(\x0b\x32 .baton.engine.v1.ExecutorCommandH\x00\x12\x36\n\rforward_abort\x18\n \x01(\x0b\x32\x1d.baton.engine.v1.ForwardAbortH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x07\x10\n\"\x9d\x02\n\nFromEngine\x12)\n\x06limits\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.LimitsH\x00\x12/\n\x07outputs\x18\x02 \x01(\x0b\x32\x1c.baton.engine.v1.OutputBatchH\x00\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x17.baton.engine.v1.StatusH\x00\x12\x42\n\x10\x65xecutor_command\x18\x05 \x01(\x0b\x32&.baton.engine.v1.ExecutorCommandResultH\x00\x12\x36\n\rforward_abort\x18\n \x01(\x0b\x32\x1d.baton.engine.v1.ForwardAbortH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x06\x10\n\"\x08\n\x06\x41ttach\"\xdf\x01\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x31\n\x08sampling\x18\t \x01(\x0b\x32\x1f.baton.execution.v1.RowSampling\x12\x18\n\x10output_token_ids\x18\n \x01(\x0c\x12\x12\n\ncache_salt\x18\x0b \x01(\x0c\x12\x10\n\x08priority\x18\x0c \x01(\x11\x12\x18\n\x10queue_timeout_ms\x18\r \x01(\rJ\x04\x08\x04\x10\tJ\x04\x08\x0e\x10\x14\"&\n\x04Hold\x12\x0c\n\x04held\x18\x01 \x01(\x0c\x12\x10\n\x08released\x18\x02 \x01(\x0c\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"#\n\x0c\x46orwardAbort\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x95\x01\n\x06Limits\x12\x17\n\x0fready_executors\x18\x01 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x14\n\x0cscheduler_id\x18\x06 \x01(\tJ\x04\x08\n\x10\x14\"\xc2\x01\n\x0f\x46inishedRequest\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.baton.engine.v1.Outcome\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08queue_us\x18\x05 \x01(\x04\x12\x15\n\rstop_token_id\x18\x06 \x01(\r\x12\x17\n\x0f\x65xecutor_losses\x18\x07 \x01(\rJ\x04\x08\x08\x10\tJ\x04\x08\t\x10\n\"n\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x16\n\x0estart_position\x18\x02 \x01(\r\x12\x34\n\x08logprobs\x18\x03 \x01(\x0b\x32\".baton.execution.v1.LogprobColumns\"\x97\x02\n\x0bOutputBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x32\n\x08\x66inished\x18\x03 \x03(\x0b\x32 .baton.engine.v1.FinishedRequest\x12\x17\n\x0flogprob_indices\x18\x04 \x01(\x0c\x12\x34\n\x08logprobs\x18\x05 \x01(\x0b\x32\".baton.execution.v1.LogprobColumns\x12\x38\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x1f.baton.engine.v1.PromptLogprobs\x12\x1b\n\x13\x62\x65st_effort_handles\x18\x07 \x01(\x0cJ\x04\x08\x08\x10\tJ\x04\x08\t\x10\n\"\x1f\n\x0bStatusQuery\x12\x10\n\x08query_id\x18\x01 \x01(\x04\"\xed\x01\n\x06Status\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12+\n\texecutors\x18\x03 \x03(\x0b\x32\x18.baton.v1.ExecutorStatus\x12\x18\n\x10oldest_queued_us\x18\x04 \x01(\x04\x12\x35\n\x0f\x65xecutor_losses\x18\x05 \x03(\x0b\x32\x1c.baton.engine.v1.ReasonCount\x12\x34\n\x0e\x64ropped_frames\x18\x06 \x03(\x0b\x32\x1c.baton.engine.v1.ReasonCountJ\x04\x08\x07\x10\n\",\n\x0bReasonCount\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"i\n\x0f\x45xecutorCommand\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xecutor_id\x18\x02 \x01(\t\x12/\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1f.baton.engine.v1.ExecutorAction\"8\n\x15\x45xecutorCommandResult\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08*\xb5\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_STOP\x10\x01\x12\x12\n\x0eOUTCOME_LENGTH\x10\x02\x12\x11\n\rOUTCOME_ABORT\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x05\x12\x11\n\rOUTCOME_ERROR\x10\x06\x12\x16\n\x12OUTCOME_OVERLOADED\x10\x07*\x83\x01\n\x0e\x45xecutorAction\x12\x1f\n\x1b\x45XECUTOR_ACTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45XECUTOR_ACTION_PAUSE\x10\x01\x12\x1a\n\x16\x45XECUTOR_ACTION_RESUME\x10\x02\x12\x19\n\x15\x45XECUTOR_ACTION_DRAIN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton_protos/engine.proto\x12\x0f\x62\x61ton.engine.v1\x1a\x1c\x62\x61ton_protos/execution.proto\x1a\x1d\x62\x61ton_protos/generation.proto\"\xe4\x02\n\x08ToEngine\x12)\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.AttachH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.engine.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.engine.v1.AbortH\x00\x12.\n\x06status\x18\x04 \x01(\x0b\x32\x1c.baton.engine.v1.StatusQueryH\x00\x12%\n\x04hold\x18\x05 \x01(\x0b\x32\x15.baton.engine.v1.HoldH\x00\x12<\n\x10\x65xecutor_command\x18\x06 \x01(\x0b\x32 .baton.engine.v1.ExecutorCommandH\x00\x12\x36\n\rforward_abort\x18\n \x01(\x0b\x32\x1d.baton.engine.v1.ForwardAbortH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x07\x10\n\"\x9d\x02\n\nFromEngine\x12)\n\x06limits\x18\x01 \x01(\x0b\x32\x17.baton.engine.v1.LimitsH\x00\x12/\n\x07outputs\x18\x02 \x01(\x0b\x32\x1c.baton.engine.v1.OutputBatchH\x00\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x17.baton.engine.v1.StatusH\x00\x12\x42\n\x10\x65xecutor_command\x18\x05 \x01(\x0b\x32&.baton.engine.v1.ExecutorCommandResultH\x00\x12\x36\n\rforward_abort\x18\n \x01(\x0b\x32\x1d.baton.engine.v1.ForwardAbortH\x00\x42\x06\n\x04\x62odyJ\x04\x08\x06\x10\n\"\x08\n\x06\x41ttach\"\xdf\x01\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x31\n\x08sampling\x18\t \x01(\x0b\x32\x1f.baton.execution.v1.RowSampling\x12\x18\n\x10output_token_ids\x18\n \x01(\x0c\x12\x12\n\ncache_salt\x18\x0b \x01(\x0c\x12\x10\n\x08priority\x18\x0c \x01(\x11\x12\x18\n\x10queue_timeout_ms\x18\r \x01(\rJ\x04\x08\x04\x10\tJ\x04\x08\x0e\x10\x14\"&\n\x04Hold\x12\x0c\n\x04held\x18\x01 \x01(\x0c\x12\x10\n\x08released\x18\x02 \x01(\x0c\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"=\n\x0c\x46orwardAbort\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x18\n\x10taken_over_at_ns\x18\x02 \x01(\x04\"\xa7\x01\n\x06Limits\x12\x17\n\x0fready_executors\x18\x01 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x14\n\x0cscheduler_id\x18\x06 \x01(\t\x12\x10\n\x08max_rows\x18\x07 \x01(\rJ\x04\x08\n\x10\x14\"\xc2\x01\n\x0f\x46inishedRequest\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.baton.engine.v1.Outcome\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08queue_us\x18\x05 \x01(\x04\x12\x15\n\rstop_token_id\x18\x06 \x01(\r\x12\x17\n\x0f\x65xecutor_losses\x18\x07 \x01(\rJ\x04\x08\x08\x10\tJ\x04\x08\t\x10\n\"n\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x16\n\x0estart_position\x18\x02 \x01(\r\x12\x34\n\x08logprobs\x18\x03 \x01(\x0b\x32\".baton.execution.v1.LogprobColumns\"\x97\x02\n\x0bOutputBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x32\n\x08\x66inished\x18\x03 \x03(\x0b\x32 .baton.engine.v1.FinishedRequest\x12\x17\n\x0flogprob_indices\x18\x04 \x01(\x0c\x12\x34\n\x08logprobs\x18\x05 \x01(\x0b\x32\".baton.execution.v1.LogprobColumns\x12\x38\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x1f.baton.engine.v1.PromptLogprobs\x12\x1b\n\x13\x62\x65st_effort_handles\x18\x07 \x01(\x0cJ\x04\x08\x08\x10\tJ\x04\x08\t\x10\n\"\x1f\n\x0bStatusQuery\x12\x10\n\x08query_id\x18\x01 \x01(\x04\"\xed\x01\n\x06Status\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12+\n\texecutors\x18\x03 \x03(\x0b\x32\x18.baton.v1.ExecutorStatus\x12\x18\n\x10oldest_queued_us\x18\x04 \x01(\x04\x12\x35\n\x0f\x65xecutor_losses\x18\x05 \x03(\x0b\x32\x1c.baton.engine.v1.ReasonCount\x12\x34\n\x0e\x64ropped_frames\x18\x06 \x03(\x0b\x32\x1c.baton.engine.v1.ReasonCountJ\x04\x08\x07\x10\n\",\n\x0bReasonCount\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"i\n\x0f\x45xecutorCommand\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xecutor_id\x18\x02 \x01(\t\x12/\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1f.baton.engine.v1.ExecutorAction\"8\n\x15\x45xecutorCommandResult\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08*\xb5\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_STOP\x10\x01\x12\x12\n\x0eOUTCOME_LENGTH\x10\x02\x12\x11\n\rOUTCOME_ABORT\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x05\x12\x11\n\rOUTCOME_ERROR\x10\x06\x12\x16\n\x12OUTCOME_OVERLOADED\x10\x07*\x83\x01\n\x0e\x45xecutorAction\x12\x1f\n\x1b\x45XECUTOR_ACTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45XECUTOR_ACTION_PAUSE\x10\x01\x12\x1a\n\x16\x45XECUTOR_ACTION_RESUME\x10\x02\x12\x19\n\x15\x45XECUTOR_ACTION_DRAIN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton_protos.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=2321
-  _globals['_OUTCOME']._serialized_end=2502
-  _globals['_EXECUTORACTION']._serialized_start=2505
-  _globals['_EXECUTORACTION']._serialized_end=2636
+  _globals['_OUTCOME']._serialized_start=2365
+  _globals['_OUTCOME']._serialized_end=2546
+  _globals['_EXECUTORACTION']._serialized_start=2549
+  _globals['_EXECUTORACTION']._serialized_end=2680
   _globals['_TOENGINE']._serialized_start=108
   _globals['_TOENGINE']._serialized_end=464
   _globals['_FROMENGINE']._serialized_start=467
@@ -50,23 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ABORT']._serialized_start=1030
   _globals['_ABORT']._serialized_end=1054
   _globals['_FORWARDABORT']._serialized_start=1056
-  _globals['_FORWARDABORT']._serialized_end=1091
-  _globals['_LIMITS']._serialized_start=1094
-  _globals['_LIMITS']._serialized_end=1243
-  _globals['_FINISHEDREQUEST']._serialized_start=1246
-  _globals['_FINISHEDREQUEST']._serialized_end=1440
-  _globals['_PROMPTLOGPROBS']._serialized_start=1442
-  _globals['_PROMPTLOGPROBS']._serialized_end=1552
-  _globals['_OUTPUTBATCH']._serialized_start=1555
-  _globals['_OUTPUTBATCH']._serialized_end=1834
-  _globals['_STATUSQUERY']._serialized_start=1836
-  _globals['_STATUSQUERY']._serialized_end=1867
-  _globals['_STATUS']._serialized_start=1870
-  _globals['_STATUS']._serialized_end=2107
-  _globals['_REASONCOUNT']._serialized_start=2109
-  _globals['_REASONCOUNT']._serialized_end=2153
-  _globals['_EXECUTORCOMMAND']._serialized_start=2155
-  _globals['_EXECUTORCOMMAND']._serialized_end=2260
-  _globals['_EXECUTORCOMMANDRESULT']._serialized_start=2262
-  _globals['_EXECUTORCOMMANDRESULT']._serialized_end=2318
+  _globals['_FORWARDABORT']._serialized_end=1117
+  _globals['_LIMITS']._serialized_start=1120
+  _globals['_LIMITS']._serialized_end=1287
+  _globals['_FINISHEDREQUEST']._serialized_start=1290
+  _globals['_FINISHEDREQUEST']._serialized_end=1484
+  _globals['_PROMPTLOGPROBS']._serialized_start=1486
+  _globals['_PROMPTLOGPROBS']._serialized_end=1596
+  _globals['_OUTPUTBATCH']._serialized_start=1599
+  _globals['_OUTPUTBATCH']._serialized_end=1878
+  _globals['_STATUSQUERY']._serialized_start=1880
+  _globals['_STATUSQUERY']._serialized_end=1911
+  _globals['_STATUS']._serialized_start=1914
+  _globals['_STATUS']._serialized_end=2151
+  _globals['_REASONCOUNT']._serialized_start=2153
+  _globals['_REASONCOUNT']._serialized_end=2197
+  _globals['_EXECUTORCOMMAND']._serialized_start=2199
+  _globals['_EXECUTORCOMMAND']._serialized_end=2304
+  _globals['_EXECUTORCOMMANDRESULT']._serialized_start=2306
+  _globals['_EXECUTORCOMMANDRESULT']._serialized_end=2362
 # @@protoc_insertion_point(module_scope)

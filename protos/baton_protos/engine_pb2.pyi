@@ -110,26 +110,30 @@ class Abort(_message.Message):
     def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
 
 class ForwardAbort(_message.Message):
-    __slots__ = ("request_ids",)
+    __slots__ = ("request_ids", "taken_over_at_ns")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_OVER_AT_NS_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    taken_over_at_ns: int
+    def __init__(self, request_ids: _Optional[_Iterable[str]] = ..., taken_over_at_ns: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("ready_executors", "max_total_tokens", "vocab_size", "model_fingerprint", "dtype", "scheduler_id")
+    __slots__ = ("ready_executors", "max_total_tokens", "vocab_size", "model_fingerprint", "dtype", "scheduler_id", "max_rows")
     READY_EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     ready_executors: int
     max_total_tokens: int
     vocab_size: int
     model_fingerprint: str
     dtype: str
     scheduler_id: str
-    def __init__(self, ready_executors: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., scheduler_id: _Optional[str] = ...) -> None: ...
+    max_rows: int
+    def __init__(self, ready_executors: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., scheduler_id: _Optional[str] = ..., max_rows: _Optional[int] = ...) -> None: ...
 
 class FinishedRequest(_message.Message):
     __slots__ = ("handle", "outcome", "cached_tokens", "message", "queue_us", "stop_token_id", "executor_losses")

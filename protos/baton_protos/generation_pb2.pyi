@@ -422,7 +422,7 @@ class GetClusterStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("executor_id", "epoch", "device", "running_requests", "waiting_requests", "max_rows", "total_blocks", "free_blocks", "cached_blocks", "used_blocks", "block_size", "run_ahead", "inflight_steps", "steps", "preemptions", "prefix_hit_tokens", "prefix_query_tokens", "starved_us", "device_us", "stale_tokens", "state", "audited_tokens", "audit_mismatches")
+    __slots__ = ("executor_id", "epoch", "device", "running_requests", "waiting_requests", "max_rows", "total_blocks", "free_blocks", "cached_blocks", "used_blocks", "block_size", "run_ahead", "inflight_steps", "steps", "preemptions", "prefix_hit_tokens", "prefix_query_tokens", "starved_us", "device_us", "stale_tokens", "state", "audited_tokens", "audit_mismatches", "handovers", "computed_tokens", "sampled_tokens")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -446,6 +446,9 @@ class ExecutorStatus(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     AUDITED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_MISMATCHES_FIELD_NUMBER: _ClassVar[int]
+    HANDOVERS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     epoch: int
     device: str
@@ -469,7 +472,10 @@ class ExecutorStatus(_message.Message):
     state: ExecutorState
     audited_tokens: int
     audit_mismatches: int
-    def __init__(self, executor_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., max_rows: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., run_ahead: _Optional[int] = ..., inflight_steps: _Optional[int] = ..., steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., starved_us: _Optional[int] = ..., device_us: _Optional[int] = ..., stale_tokens: _Optional[int] = ..., state: _Optional[_Union[ExecutorState, str]] = ..., audited_tokens: _Optional[int] = ..., audit_mismatches: _Optional[int] = ...) -> None: ...
+    handovers: int
+    computed_tokens: int
+    sampled_tokens: int
+    def __init__(self, executor_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., max_rows: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., run_ahead: _Optional[int] = ..., inflight_steps: _Optional[int] = ..., steps: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., starved_us: _Optional[int] = ..., device_us: _Optional[int] = ..., stale_tokens: _Optional[int] = ..., state: _Optional[_Union[ExecutorState, str]] = ..., audited_tokens: _Optional[int] = ..., audit_mismatches: _Optional[int] = ..., handovers: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., sampled_tokens: _Optional[int] = ...) -> None: ...
 
 class GetClusterStatusResponse(_message.Message):
     __slots__ = ("scheduler_id", "queued_requests", "executors", "oldest_queued_us")

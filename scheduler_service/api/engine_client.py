@@ -125,10 +125,10 @@ class EngineClient:
         if self._streams.pop(stream.handle, None) is not None:
             self.abort([stream])
 
-    def forward_abort(self, request_ids: list[str]) -> None:
-        """Ask the other api processes to abort requests that are not known here."""
+    def forward_abort(self, request_ids: list[str], taken_over_at: float | None = None) -> None:
+        """Ask the other api processes to abort requests; see ForwardAbort."""
         if not self.lost.done():
-            self._send(wire.encode_forward_abort(request_ids))
+            self._send(wire.encode_forward_abort(request_ids, taken_over_at))
 
     async def cluster_status(self, timeout: float) -> wire.ClusterStatus:
         """Ask the engine for the state of the cluster; ``timeout`` in seconds.

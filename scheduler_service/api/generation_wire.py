@@ -1,8 +1,5 @@
 """generation.proto and google.rpc details <-> plain values."""
 
-from collections.abc import Sequence
-from typing import TypeVar
-
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -26,7 +23,7 @@ from scheduler_service.api.request import (
     TextPrompt,
     TokenPrompt,
 )
-from scheduler_service.api.rules import RequestLimits
+from scheduler_service.api.rules import RequestLimits, few
 from scheduler_service.api.running_request import RunningRequest
 
 _FINISH_REASONS = {
@@ -36,8 +33,6 @@ _FINISH_REASONS = {
     FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
 }
 _PUSH_BACK = ("grpc-retry-pushback-ms", "-1")
-
-_T = TypeVar("_T")
 
 
 def decode_request(message: pb.GenerateRequest) -> GenerationRequest:
@@ -60,7 +55,7 @@ def decode_request(message: pb.GenerateRequest) -> GenerationRequest:
         queue_timeout_ms=message.queue_timeout_ms,
         resume=tuple(
             ResumePoint(point.sample, point.token_ids, point.text_offset)
-            for point in _few("resume", message.resume, RequestLimits.max_samples)
+            for point in few("resume", message.resume, RequestLimits.max_samples)
         ),
         resume_window_ms=message.resume_window_ms,
     )
@@ -76,7 +71,7 @@ def _decode_sampling(sampling: pb.SamplingParams) -> Sampling:
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         seed=sampling.seed if sampling.HasField("seed") else None,
-        logit_bias=dict(sampling.logit_bias),
+        logit_bias=dict(few("sampling.logit_bias", sampling.logit_bias, RequestLimits.max_biased_token_ids)),
         # Not copied: how many there are is still to be checked.
         allowed_token_ids=sampling.allowed_token_ids,
         banned_token_ids=sampling.banned_token_ids,
@@ -89,7 +84,8 @@ def _decode_structured(structured: pb.StructuredOutput) -> StructuredOutput | No
         case "json_object":
             return StructuredOutput(StructuredKind.JSON_OBJECT) if structured.json_object else None
         case "choice":
-            return StructuredOutput(StructuredKind.CHOICE, tuple(structured.choice.texts))
+            texts = few("sampling.structured.choice", structured.choice.texts, RequestLimits.max_choices)
+            return StructuredOutput(StructuredKind.CHOICE, tuple(texts))
         case None:
             raise invalid("sampling.structured", "one of its formats must be set")
         case kind:
@@ -99,9 +95,9 @@ def _decode_structured(structured: pb.StructuredOutput) -> StructuredOutput | No
 def _decode_stop(stop: pb.StopConditions) -> StopConditions:
     return StopConditions(
         max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,
-        stop_token_ids=tuple(stop.stop_token_ids),
+        stop_token_ids=tuple(few("stop.stop_token_ids", stop.stop_token_ids, RequestLimits.max_listed_token_ids)),
         ignore_eos=stop.ignore_eos,
-        stop_strings=tuple(stop.stop_strings),
+        stop_strings=tuple(few("stop.stop_strings", stop.stop_strings, RequestLimits.max_stop_strings)),
         include_stop=stop.include_stop,
         min_tokens=stop.min_tokens,
         deadline_unix_ms=stop.deadline_unix_ms,
@@ -133,21 +129,14 @@ def decode_prompt(message: pb.GenerateRequest | pb.TokenizeRequest) -> Prompt | 
             return TextPrompt(message.text)
         case "chat":
             chat = message.chat
-            few = _few("chat", chat.messages, RequestLimits.max_chat_messages)
-            messages = tuple(ChatMessage(item.role, item.content) for item in few)
+            counted = few("chat", chat.messages, RequestLimits.max_chat_messages)
+            messages = tuple(ChatMessage(item.role, item.content) for item in counted)
             prompted = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
             return ChatPrompt(messages, prompted)
         case "token_ids" if isinstance(message, pb.GenerateRequest):
             return TokenPrompt(message.token_ids.ids)
         case _:
             return None
-
-
-def _few(field: str, items: Sequence[_T], most: int) -> Sequence[_T]:
-    """``items``; they are made into values of ours one by one, on the event loop, so they are counted before that."""
-    if len(items) > most:
-        raise invalid(field, f"has more than {most} members")
-    return items
 
 
 def encode_start(running: RunningRequest, *, echo_prompt: bool) -> pb.GenerateStreamResponse:

@@ -9,6 +9,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+# Of the port for probes, which anybody may dial: a request is the name of a service.
+_MAX_REQUEST_BYTES = 4096
+_MAX_STREAMS = 16  # per connection
+
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """One state for all services of the process: whether requests would be served."""
@@ -57,3 +61,20 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if service not in self._services:
             return states(status=states.SERVICE_UNKNOWN)
         return states(status=states.SERVING if self._serving else states.NOT_SERVING)
+
+
+def health_server(servicer: HealthServicer, address: str, *, reuse_port: bool) -> grpc.aio.Server:
+    """A plaintext server of health alone, bound but not started: for probes that have no certificate to show.
+
+    Raises:
+        RuntimeError: the address cannot be bound.
+    """
+    options = [
+        ("grpc.so_reuseport", int(reuse_port)),
+        ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS),
+    ]
+    server = grpc.aio.server(options=options)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_insecure_port(address)
+    return server

@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -16,11 +16,13 @@ from scheduler_service.api.checkpoint import Checkpoint
 from scheduler_service.api.detokenizer import Detokenizer
 from scheduler_service.api.engine_client import EngineClient
 from scheduler_service.api.errors import RequestError, invalid
-from scheduler_service.api.live_requests import LiveRequest, LiveRequests, RequestKey
-from scheduler_service.api.messages import Finish, Outcome, RowSampling, Submission
+from scheduler_service.api.holds import Holds
+from scheduler_service.api.live_requests import LiveRequest, LiveRequests
+from scheduler_service.api.messages import Finish, ForwardAbort, Outcome, RowSampling, Submission
 from scheduler_service.api.prompts import PromptEncoder, PromptPool
 from scheduler_service.api.records import RequestRecorder, Watch
 from scheduler_service.api.request import GenerationRequest, Prompt, ResumePoint
+from scheduler_service.api.request_key import RequestKey
 from scheduler_service.api.rules import RequestLimits
 from scheduler_service.api.running_request import RunningRequest
 from scheduler_service.api.sample import Sample
@@ -41,10 +43,16 @@ _DEADLINE_SLACK = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class _Admitted:
-    """A request that may be submitted; ``grammar`` is what its structured output became."""
+    """A request that may be submitted.
+
+    Attributes:
+        grammar: what its structured output became.
+        complete: samples whose resumed output is a whole text of it.
+    """
 
     validated: ValidatedRequest
-    grammar: str
+    grammar: str = ""
+    complete: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +73,10 @@ class Intake:
         checkpoint: Checkpoint,
         model: str,
         engine: EngineClient,
-        max_live: int,
+        max_waiting: int,
         recorder: RequestRecorder,
         grammars: GrammarChecker,
+        holds: Holds,
     ) -> None:
         """Create an intake.
 
@@ -75,9 +84,10 @@ class Intake:
             checkpoint: the text side of the model.
             model: its name for callers.
             engine: where requests go.
-            max_live: samples of requests that may be under way in this process.
+            max_waiting: samples of requests that may be under way in this process besides those that can run.
             recorder: follows every request.
             grammars: compiles structured outputs.
+            holds: requests that outlive their connection.
         """
         self._checkpoint = checkpoint
         self._engine = engine
@@ -85,7 +95,7 @@ class Intake:
         self._grammars = grammars
         self._encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.chat_template)
         self._pool = PromptPool()
-        self._requests = LiveRequests(engine, max_live)
+        self._requests = LiveRequests(engine, max_waiting, holds)
         self._has_warned_of_eos = False
         self._fixed_limits = RequestLimits(
             model=model, eos_token_ids=checkpoint.eos_token_ids, has_tokenizer=checkpoint.tokenizer is not None
@@ -180,9 +190,13 @@ class Intake:
         if unknown:
             self._engine.forward_abort([key.text() for key in unknown])
 
-    def abort_forwarded(self, names: Iterable[str]) -> None:
-        """End requests that another api process does not know."""
-        self._requests.abort(RequestKey.from_text(name) for name in names)
+    def abort_forwarded(self, message: ForwardAbort) -> None:
+        """End requests that another api process does not know, or has taken over."""
+        keys = [RequestKey.from_text(name) for name in message.request_ids]
+        if message.taken_over_at is None:
+            self._requests.abort(keys)
+        else:
+            self._requests.supersede(keys, message.taken_over_at)
 
     async def drain(self, grace: float) -> None:
         """Take no more requests; those under way get ``grace`` seconds, then fail UNAVAILABLE."""
@@ -216,22 +230,25 @@ class Intake:
         return known
 
     async def _enter(self, key: RequestKey, request: GenerationRequest, watch: Watch) -> _Entered:
+        arrived_at = time.monotonic()
         known = self._requests.find(key)
         admitted = None
         if known is not None and known.resume_window and request.resume_window_ms:
             admitted = await self._admit(request)
             if self._requests.find(key) is known:
-                return await self._return_to(known, admitted.validated)
-        live = self._requests.open(key)
+                inbox = self._requests.take_over(known, admitted.validated, arrived_at)
+                if inbox is not None:
+                    return await self._return_to(known, inbox, admitted.validated)
+        live = self._requests.open(key, arrived_at)
         inbox = live.inbox
         try:
             admitted = admitted or await self._admit(request)
             if request.resume_window_ms:
                 # A retry that landed on another process than the request that it is about.
-                self._engine.forward_abort([key.text()])
+                self._engine.forward_abort([key.text()], arrived_at)
             seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
             self._requests.start(live, admitted.validated, seed, self._open_streams(live, request))
-            samples = await self._samples(live, admitted.validated)
+            samples = await self._samples(live, admitted.validated, admitted.complete)
             live.set_deadline(_seconds_left(request))
             self._submit(live, admitted, watch)
         except BaseException:
@@ -239,8 +256,8 @@ class Intake:
             raise
         return _Entered(live, inbox, admitted.validated, samples)
 
-    async def _return_to(self, live: LiveRequest, validated: ValidatedRequest) -> _Entered:
-        inbox = self._requests.take_over(live, validated)
+    async def _return_to(self, live: LiveRequest, inbox: Inbox, validated: ValidatedRequest) -> _Entered:
+        self._engine.forward_abort([live.key.text()], live.call_arrived_at)  # others may have served it meanwhile
         try:
             live.set_deadline(_seconds_left(validated.request))
             return _Entered(live, inbox, validated, await self._samples(live, validated))
@@ -253,7 +270,12 @@ class Intake:
         size = prompt_bytes(request.prompt) + _num_resumed(request)
         validated = await self._pool.run(size, lambda: validate(request, limits, self._encoder))
         structured = request.sampling.structured
-        return _Admitted(validated, "" if structured is None else await self._grammars.check(structured))
+        if structured is None:
+            return _Admitted(validated)
+        grammar = await self._grammars.check(structured)
+        points = [point for point in request.resume if point.token_ids]
+        complete = [point.sample for point in points if await self._grammars.is_over(grammar, point.token_ids)]
+        return _Admitted(validated, grammar, frozenset(complete))
 
     def _open_streams(self, live: LiveRequest, request: GenerationRequest) -> list[OutputStream]:
         resumed = {point.sample: len(point.token_ids) for point in request.resume}
@@ -267,14 +289,17 @@ class Intake:
             for index in range(request.n)
         ]
 
-    async def _samples(self, live: LiveRequest, validated: ValidatedRequest) -> list[Sample]:
-        """Readers of all samples, who know what the caller has already."""
-        samples = await self._pool.run(_num_resumed(validated.request), lambda: self._replayed(live, validated))
+    async def _samples(
+        self, live: LiveRequest, validated: ValidatedRequest, complete: frozenset[int] = frozenset()
+    ) -> list[Sample]:
+        """Readers of all samples, who know what the caller has already; of a ``complete`` one it has everything."""
+        size = _num_resumed(validated.request)
+        samples = await self._pool.run(size, lambda: self._replayed(live, validated, complete))
         for sample in samples:
             sample.begin()
         return samples
 
-    def _replayed(self, live: LiveRequest, validated: ValidatedRequest) -> list[Sample]:
+    def _replayed(self, live: LiveRequest, validated: ValidatedRequest, complete: frozenset[int]) -> list[Sample]:
         stop = validated.request.stop
         strings = StopStrings(stop.stop_strings) if stop.stop_strings else None
         points = {point.sample: point for point in validated.request.resume}
@@ -284,7 +309,7 @@ class Intake:
                 self._detokenizer(validated), strings, include_stop=stop.include_stop, min_tokens=stop.min_tokens
             )
             sample = Sample(live, validated, index, text, self._checkpoint.tokenizer, self._engine)
-            sample.replay(points.get(index, ResumePoint(index, (), 0)))
+            sample.replay(points.get(index, ResumePoint(index, (), 0)), is_complete=index in complete)
             samples.append(sample)
         return samples
 

@@ -2,43 +2,23 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 import grpc
 import numpy as np
 
 from scheduler_service.api.engine_client import EngineClient
 from scheduler_service.api.errors import RequestError, invalid, overloaded, unavailable
+from scheduler_service.api.holds import HoldEnd, Holds
 from scheduler_service.api.messages import Finish, Outcome
 from scheduler_service.api.output import FinishReason
 from scheduler_service.api.request import GenerationRequest, ResumePoint
+from scheduler_service.api.request_key import RequestKey
 from scheduler_service.api.streams import Inbox, OutputStream
 from scheduler_service.api.validation import ValidatedRequest
 
 _log = logging.getLogger("baton.api")
-
-# Neither names of tenants nor of requests can have it in them: they are printable.
-_SEPARATOR = "\0"
-
-
-class RequestKey(NamedTuple):
-    """What a request is known by: names are each tenant's own."""
-
-    tenant: str
-    request_id: str
-
-    def text(self) -> str:
-        """The key as one text, for other api processes."""
-        return f"{self.tenant}{_SEPARATOR}{self.request_id}"
-
-    @classmethod
-    def from_text(cls, text: str) -> "RequestKey":
-        """The key that ``text`` gave."""
-        tenant, _, request_id = text.partition(_SEPARATOR)
-        return cls(tenant, request_id)
 
 
 class LiveRequest:
@@ -46,7 +26,8 @@ class LiveRequest:
 
     Attributes:
         key: its name.
-        arrived_at: in seconds of the monotonic clock.
+        arrived_at: in seconds of the machine's monotonic clock.
+        call_arrived_at: when the present reader's call did, likewise.
         inbox: where its reader waits.
         streams: one per sample, once it is known to be sound.
         validated: None before that.
@@ -54,11 +35,13 @@ class LiveRequest:
         seed: of sample 0.
         model_fingerprint: of the executors at the time of submission.
         end_reason: why it was ended from here, if it was.
+        is_superseded: a later call has taken the request over in another process.
     """
 
-    def __init__(self, key: RequestKey, engine: EngineClient) -> None:
+    def __init__(self, key: RequestKey, engine: EngineClient, arrived_at: float) -> None:
         self.key = key
-        self.arrived_at = time.monotonic()
+        self.arrived_at = arrived_at
+        self.call_arrived_at = arrived_at
         self.inbox = Inbox()
         self.streams: list[OutputStream] = []
         self.validated: ValidatedRequest | None = None
@@ -66,6 +49,7 @@ class LiveRequest:
         self.seed = 0
         self.model_fingerprint = ""
         self.end_reason: FinishReason | None = None
+        self.is_superseded = False
         self._engine = engine
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -99,21 +83,27 @@ class LiveRequest:
         """Give its reader an error."""
         self.inbox.close(error)
 
-    def change_reader(self, points: tuple[ResumePoint, ...]) -> None:
-        """Turn to a new reader, who goes on from ``points``; the old one, if it is still there, fails ABORTED.
+    def can_go_on(self, points: tuple[ResumePoint, ...]) -> bool:
+        """Whether a reader who has ``points`` can go on here; not where another process has served it since.
 
         Raises:
             RequestError: INVALID_ARGUMENT, a point is none of this request's output.
         """
         have = {point.sample: point.token_ids for point in points}
         for index, stream in enumerate(self.streams):
-            if not stream.has_put_out(have.get(index, ())):
+            if not stream.agrees_with(have.get(index, ())):
                 raise invalid("resume", f"is not what sample {index} of the running request has put out")
+        reaches = all(stream.reaches(len(have.get(index, ()))) for index, stream in enumerate(self.streams))
+        return reaches and not self.is_superseded
+
+    def change_reader(self, points: tuple[ResumePoint, ...], arrived_at: float) -> None:
+        """Turn to a new reader, who can go on from ``points``; the old one, if it is still there, fails ABORTED."""
+        have = {point.sample: point.token_ids for point in points}
         inbox = Inbox()
         for index, stream in enumerate(self.streams):
             stream.rewind(len(have.get(index, ())), inbox)
-        self.inbox.close(RequestError(grpc.StatusCode.ABORTED, "", "another call has taken this stream over"))
-        self.inbox = inbox
+        self.fail(_taken_over())
+        self.inbox, self.call_arrived_at = inbox, arrived_at
 
     def is_same(self, other: ValidatedRequest) -> bool:
         """Whether ``other`` asks for the same output."""
@@ -138,13 +128,17 @@ class LiveRequest:
 class LiveRequests:
     """All requests of this process, those included that wait for their caller to come back."""
 
-    def __init__(self, engine: EngineClient, max_samples: int) -> None:
-        """Create an empty collection that takes requests with ``max_samples`` in all."""
+    def __init__(self, engine: EngineClient, max_waiting: int, holds: Holds) -> None:
+        """Create an empty collection; ``holds`` has its own ones.
+
+        It takes as many samples as can run, and ``max_waiting`` besides: the engine, which knows those of other api
+        processes too, would refuse the next one, but only when its prompt has been tokenised.
+        """
         self._engine = engine
-        self._max_samples = max_samples
+        self._max_waiting = max_waiting
         self._num_samples = 0
         self._requests: dict[RequestKey, LiveRequest] = {}
-        self._held: dict[RequestKey, asyncio.TimerHandle] = {}
+        self._holds = holds
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,8 +150,8 @@ class LiveRequests:
         """The request of this name."""
         return self._requests.get(key)
 
-    def open(self, key: RequestKey) -> LiveRequest:
-        """Enter a request that has just arrived.
+    def open(self, key: RequestKey, arrived_at: float) -> LiveRequest:
+        """Enter a request whose call arrived then, in seconds of the machine's monotonic clock.
 
         Raises:
             RequestError: ALREADY_EXISTS, the name is in use; RESOURCE_EXHAUSTED, there are too many; UNAVAILABLE, the
@@ -167,9 +161,9 @@ class LiveRequests:
             raise unavailable("the scheduler is shutting down")
         if key in self._requests:
             raise name_in_use()
-        if self._num_samples >= self._max_samples:
+        if self._num_samples >= self._max_samples():
             raise self._too_many()
-        live = self._requests[key] = LiveRequest(key, self._engine)
+        live = self._requests[key] = LiveRequest(key, self._engine, arrived_at)
         self._num_samples += 1
         self._idle.clear()
         return live
@@ -180,14 +174,16 @@ class LiveRequests:
         Raises:
             RequestError: RESOURCE_EXHAUSTED, its samples are too many.
         """
-        if self._num_samples - 1 + len(streams) > self._max_samples:
+        if self._num_samples - 1 + len(streams) > self._max_samples():
             raise self._too_many()
         self._num_samples += len(streams) - 1
         live.validated, live.seed, live.streams = validated, seed, streams
         live.model_fingerprint = self._engine.limits.model_fingerprint
 
-    def take_over(self, live: LiveRequest, validated: ValidatedRequest) -> Inbox:
-        """A caller has come back for a request; where it reads.
+    def take_over(self, live: LiveRequest, validated: ValidatedRequest, arrived_at: float) -> Inbox | None:
+        """A caller has come back for a request, with a call that arrived then; where it reads.
+
+        None: it has been served elsewhere since, so that this copy of the request is of no use any more and is dropped.
 
         Raises:
             RequestError: ALREADY_EXISTS, it is not the same request; INVALID_ARGUMENT, its resume points are not of
@@ -197,10 +193,12 @@ class LiveRequests:
             raise unavailable("the scheduler is shutting down")
         if not live.is_same(validated):
             raise name_in_use()
-        live.change_reader(validated.request.resume)
-        timer = self._held.pop(live.key, None)
-        if timer is not None:
-            timer.cancel()
+        if not live.can_go_on(validated.request.resume):
+            live.fail(_taken_over())
+            self.drop(live)
+            return None
+        live.change_reader(validated.request.resume, arrived_at)
+        self._holds.end(live.key, HoldEnd.RESUMED)
         self._idle.clear()
         return live.inbox
 
@@ -211,17 +209,14 @@ class LiveRequests:
         if not lost or not live.resume_window or self._draining:
             self.drop(live)
             return
-        loop = asyncio.get_running_loop()
-        self._held[live.key] = loop.call_later(live.resume_window, self.drop, live)
+        self._holds.begin(live.key, live.resume_window, lambda: self.drop(live))
         self._note_idle()
 
     def drop(self, live: LiveRequest) -> None:
         """Forget a request."""
         live.close()
         del self._requests[live.key]
-        timer = self._held.pop(live.key, None)
-        if timer is not None:
-            timer.cancel()
+        self._holds.end(live.key, HoldEnd.DROPPED)
         self._num_samples -= max(1, len(live.streams))
         self._note_idle()
 
@@ -232,16 +227,24 @@ class LiveRequests:
             live = self._requests.get(key)
             if live is None:
                 unknown.append(key)
-            elif key in self._held:
+            elif key in self._holds:
                 self.drop(live)
             else:
                 live.end(FinishReason.ABORT)
         return unknown
 
+    def supersede(self, keys: Iterable[RequestKey], taken_over_at: float) -> None:
+        """Calls that arrived then have taken requests over in another process: what earlier ones began here ends."""
+        for key in keys:
+            live = self._requests.get(key)
+            if live is not None and live.call_arrived_at < taken_over_at:
+                live.is_superseded = True
+                self.abort([key])
+
     async def drain(self, grace: float) -> None:
         """Take no more requests; those under way get ``grace`` seconds, then fail UNAVAILABLE."""
         self._draining = True
-        for key in list(self._held):
+        for key in self._holds.waiting():
             self.drop(self._requests[key])
         try:
             await asyncio.wait_for(self._idle.wait(), grace)
@@ -251,8 +254,11 @@ class LiveRequests:
             live.fail(unavailable("the scheduler is shutting down"))
 
     def _note_idle(self) -> None:
-        if len(self._requests) == len(self._held):
+        if len(self._requests) == len(self._holds):
             self._idle.set()
+
+    def _max_samples(self) -> int:
+        return self._engine.limits.max_rows + self._max_waiting
 
     def _too_many(self) -> RequestError:
         return overloaded(f"{self._num_samples} requests are under way already")
@@ -261,6 +267,10 @@ class LiveRequests:
 def name_in_use() -> RequestError:
     """Another request has this name."""
     return RequestError(grpc.StatusCode.ALREADY_EXISTS, "request_id", "a request of this name is under way")
+
+
+def _taken_over() -> RequestError:
+    return RequestError(grpc.StatusCode.ABORTED, "", "another call has taken this stream over")
 
 
 def _essence(request: GenerationRequest) -> GenerationRequest:

@@ -27,6 +27,7 @@ class EngineLimits:
     Attributes:
         ready_executors: executors that take plans.
         max_total_tokens: largest prompt + output of one request; 0 = no executor has joined yet.
+        max_rows: samples that can run at a time.
     """
 
     ready_executors: int = 0
@@ -35,6 +36,7 @@ class EngineLimits:
     model_fingerprint: str = ""
     dtype: str = ""
     scheduler_id: str = ""
+    max_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,12 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class ForwardAbort:
-    """Caller-visible request ids to abort wherever they live."""
+    """Caller-visible request ids to abort wherever they live.
+
+    Attributes:
+        taken_over_at: when the call arrived that has taken them over, in seconds of the machine's monotonic clock: only
+            what earlier calls began is aborted. None = their caller wants them to end.
+    """
 
     request_ids: tuple[str, ...]
+    taken_over_at: float | None = None

@@ -10,6 +10,7 @@ import grpc
 from prometheus_client import Counter, Histogram, values
 
 from scheduler_service.api.errors import RequestError
+from scheduler_service.api.holds import HoldEnd
 from scheduler_service.api.messages import Finish, Outcome
 
 _CANCELLED, _INVALID, _OVERLOADED, _UNAVAILABLE, _ERROR = "cancelled", "invalid", "overloaded", "unavailable", "error"
@@ -24,6 +25,7 @@ _OUTCOME_OF_STATUS = {
 
 _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 _INTER_TOKEN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_REFUSAL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _REQUEST_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -55,6 +57,14 @@ class RequestMetrics:
         self.generated_tokens = Counter(
             "baton_generated_tokens", "Generated tokens on their way to callers.", registry=None
         )
+        holds = Counter(
+            "baton_request_holds",
+            "Requests whose caller lost its connection and that waited for it, by how that ended: resumed, expired, "
+            "displaced (the tenant had too many), dropped.",
+            ("outcome",),
+            registry=None,
+        )
+        self.holds = {how: holds.labels(how.value) for how in HoldEnd}
         self.first_token = Histogram(
             "baton_time_to_first_token_seconds",
             "From a request's arrival to its first token in the api process.",
@@ -63,8 +73,8 @@ class RequestMetrics:
         )
         self.inter_token = Histogram(
             "baton_inter_token_seconds",
-            "Time between tokens. One observation per message to the caller: the mean over its tokens, so one per "
-            "token where the caller keeps up, and one per request where it does not stream.",
+            "Time between tokens of one sample. One observation per message to the caller: the mean over its tokens, "
+            "so one per token where the caller keeps up, and one per sample where it does not stream.",
             registry=None,
             buckets=_INTER_TOKEN_BUCKETS,
         )
@@ -74,6 +84,16 @@ class RequestMetrics:
             registry=None,
             buckets=_REQUEST_BUCKETS,
         )
+        self.refusal = Histogram(
+            "baton_refusal_seconds",
+            "From a request's arrival to its refusal, of those that were one too many.",
+            registry=None,
+            buckets=_REFUSAL_BUCKETS,
+        )
+
+    def hold_ended(self, how: HoldEnd) -> None:
+        """A request no longer waits for its caller to come back."""
+        self.holds[how].inc()
 
     def watch(self) -> "RequestWatch":
         """A context around the whole life of one request that arrives now."""
@@ -88,29 +108,31 @@ class RequestWatch:
     def __init__(self, metrics: RequestMetrics) -> None:
         self._metrics = metrics
         self._arrived_at = time.monotonic()
-        self._last_at: float | None = None  # when tokens were last taken
+        self._last_at: dict[int, float] = {}  # when tokens of a sample were last taken
         self._outcome = ""
 
     def submitted(self, num_prompt_tokens: int) -> None:
         """The engine has the request."""
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
 
-    def took(self, num_tokens: int, first_token_at: float) -> None:
-        """Tokens were taken for the caller.
+    def took(self, sample: int, num_tokens: int, first_token_at: float) -> None:
+        """Tokens of a sample were taken for the caller.
 
         Args:
+            sample: which.
             num_tokens: how many.
-            first_token_at: when the request's very first token came.
+            first_token_at: when the sample's very first token came.
         """
         metrics, now = self._metrics, time.monotonic()
         metrics.generated_tokens.inc(num_tokens)
-        gaps, since = num_tokens, self._last_at
+        gaps, since = num_tokens, self._last_at.get(sample)
         if since is None:
-            metrics.first_token.observe(first_token_at - self._arrived_at)
+            if not self._last_at:
+                metrics.first_token.observe(first_token_at - self._arrived_at)
             gaps, since = num_tokens - 1, first_token_at
         if gaps:
             metrics.inter_token.observe((now - since) / gaps)
-        self._last_at = now
+        self._last_at[sample] = now
 
     def finished(self, finish: Finish) -> None:
         """The engine has ended the request; what becomes of the caller afterwards does not change that."""
@@ -126,6 +148,8 @@ class RequestWatch:
         self._metrics.outcomes[outcome].inc()
         if outcome in _COMPLETE:
             self._metrics.request.observe(time.monotonic() - self._arrived_at)
+        elif outcome == _OVERLOADED:
+            self._metrics.refusal.observe(time.monotonic() - self._arrived_at)
 
 
 def outcome_of(error: BaseException | None) -> str:

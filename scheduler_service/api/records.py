@@ -20,8 +20,8 @@ class Watch(Protocol):
     def submitted(self, num_prompt_tokens: int) -> None:
         """The engine has the request."""
 
-    def took(self, num_tokens: int, first_token_at: float) -> None:
-        """``num_tokens`` were taken for the caller; the very first came at ``first_token_at``."""
+    def took(self, sample: int, num_tokens: int, first_token_at: float) -> None:
+        """``num_tokens`` of a sample were taken for the caller; its very first came at ``first_token_at``."""
 
     def finished(self, finish: Finish) -> None:
         """The engine has ended the request, or one of its samples."""
@@ -106,8 +106,8 @@ class _RecordingWatch:
         self._submitted_at = time.monotonic()
         self._prompt_tokens = num_prompt_tokens
 
-    def took(self, num_tokens: int, first_token_at: float) -> None:
-        self._inner.took(num_tokens, first_token_at)
+    def took(self, sample: int, num_tokens: int, first_token_at: float) -> None:
+        self._inner.took(sample, num_tokens, first_token_at)
         now = time.monotonic()
         if self._last_token_at is None:
             self._first_token_at = first_token_at

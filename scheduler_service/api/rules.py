@@ -1,7 +1,8 @@
 """What a request may ask for: the limits, and one table of what holds for its fields."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from scheduler_service.api.request import GenerationRequest
 
 # Some dialects have wider numbers than executors compute with: what is smaller would be 0 there.
 _SMALLEST = float(np.finfo(np.float32).tiny)
+
+_Many = TypeVar("_Many", bound=Sized)
 
 
 def _bound(value: float) -> float:
@@ -32,6 +35,7 @@ class RequestLimits:
         max_name_chars: of a request id, a tenant and a cache salt.
         max_stop_token_ids: with the end-of-sequence ids.
         max_listed_token_ids: allowed ids, and banned ones.
+        max_choices: texts to choose the output from.
     """
 
     model: str
@@ -58,6 +62,7 @@ class RequestLimits:
     max_stop_token_ids: int = 16
     max_stop_strings: int = 16
     max_stop_string_chars: int = 256
+    max_choices: int = 1024
     max_logprobs: int = 20
 
 
@@ -283,6 +288,18 @@ def check_rules(request: GenerationRequest, limits: RequestLimits) -> None:
     for rule in RULES:
         if not rule.holds(request, limits):
             raise invalid(rule.field, rule.message.format_map(vars(limits)))
+
+
+def few(field: str, items: _Many, most: int) -> _Many:
+    """``items`` of a message as it came; they become values of ours one by one, on the event loop, many times as large,
+    so they are counted before that.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT naming ``field``, there are more than ``most``.
+    """
+    if len(items) > most:
+        raise invalid(field, f"has more than {most} members")
+    return items
 
 
 def stop_token_ids(request: GenerationRequest, limits: RequestLimits) -> tuple[int, ...]:

@@ -79,7 +79,8 @@ class RunningRequest:
                 continue
             if delta.token_ids:
                 # After a retry tokens may be older than the call that this watch is for.
-                self._watch.took(len(delta.token_ids), max(sample.stream.first_token_at, self._began_at))
+                first_token_at = max(sample.stream.first_token_at, self._began_at)
+                self._watch.took(delta.sample, len(delta.token_ids), first_token_at)
             if sample.finish is not None:
                 self._running -= 1
                 self._watch.finished(sample.finish)

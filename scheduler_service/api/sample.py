@@ -63,14 +63,18 @@ class Sample:
         self._cumulative_logprob = 0.0
         self._prompt_done = validated.request.output.prompt_logprobs is None or index > 0
 
-    def replay(self, point: ResumePoint) -> None:
+    def replay(self, point: ResumePoint, *, is_complete: bool = False) -> None:
         """Go through what the caller has of this sample already; once, before ``begin``, and on any thread.
+
+        ``is_complete``: nothing can follow it in the request's grammar.
 
         Raises:
             RequestError: INVALID_ARGUMENT, the point lies behind the sample's end, or its text behind the tokens'.
         """
         text = self._text.push(point.token_ids)
         finish = self._finish_of(point.token_ids)
+        if is_complete:
+            finish = Finish(Outcome.STOP, stop_token_id=point.token_ids[-1])
         if finish is not None:
             text += self._text.flush()
         if self._text.num_tokens < len(point.token_ids) or self._stops_early(point.token_ids):

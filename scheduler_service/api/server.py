@@ -18,7 +18,8 @@ from scheduler_service.api.checkpoint import Checkpoint, load_checkpoint
 from scheduler_service.api.credentials import server_credentials
 from scheduler_service.api.engine_client import EngineClient, EngineListener
 from scheduler_service.api.grpc_log import log_callers_faults_once
-from scheduler_service.api.health import HealthServicer
+from scheduler_service.api.health import HealthServicer, health_server
+from scheduler_service.api.holds import Holds
 from scheduler_service.api.intake import Intake
 from scheduler_service.api.metrics import RequestMetrics, share_metrics
 from scheduler_service.api.open_inference import servicer as open_inference
@@ -65,10 +66,12 @@ class ApiServer:
             self._tracer = tracing.Tracer(settings.model_name, f"{spec.scheduler_id}-{spec.index}")
             sinks.append(self._tracer.trace)
             interceptors.append(tracing.ContextInterceptor())
-        recorder = RequestRecorder(RequestMetrics(), sinks)
+        self._metrics = RequestMetrics()
+        recorder = RequestRecorder(self._metrics, sinks)
+        holds = Holds(settings.max_held_requests, self._metrics.hold_ended)
         grammars = GrammarChecker.of_checkpoint(settings.model, checkpoint.eos_token_ids, settings.grammar_timeout)
         self._intake = Intake(
-            checkpoint, settings.model_name, self._engine, settings.max_queued_requests, recorder, grammars
+            checkpoint, settings.model_name, self._engine, settings.max_queued_requests, recorder, grammars, holds
         )
         self._health = HealthServicer((health.OVERALL_HEALTH, _SERVICE, *_dialects(settings)))
         self._server = grpc.aio.server(interceptors=interceptors, options=_options(reuse_port=spec.reuse_port))
@@ -89,7 +92,12 @@ class ApiServer:
             self.port = self._server.add_insecure_port(address)
         else:
             self.port = self._server.add_secure_port(address, server_credentials(settings.tls))
-        self._gateway = self._gateway_server(spec, checkpoint) if settings.vllm_grpc_port else None
+        self._servers = [self._server]
+        if settings.vllm_grpc_port:
+            self._servers.append(self._gateway_server(spec, checkpoint))
+        if settings.health_port:
+            address = _address(settings.health_host, settings.health_port)
+            self._servers.append(health_server(self._health, address, reuse_port=spec.reuse_port))
 
     def _add_open_inference(self, settings: SchedulerSettings) -> open_inference.OpenInferenceServicer:
         servicer = open_inference.OpenInferenceServicer(
@@ -125,20 +133,18 @@ class ApiServer:
         self._engine.start(
             EngineListener(
                 limits=lambda limits: self._health.set_serving(limits.ready_executors > 0),
-                forward_abort=lambda message: self._intake.abort_forwarded(message.request_ids),
+                forward_abort=self._intake.abort_forwarded,
             )
         )
-        await self._server.start()
-        if self._gateway is not None:
-            await self._gateway.start()
+        for server in self._servers:
+            await server.start()
 
     async def stop(self) -> None:
         """Refuse new requests, give running ones their grace period, end the rest UNAVAILABLE."""
         self._health.close()
         grace = 0.0 if self._engine.lost.done() else self._grace
         # Closes the listener at once, so that new connections go to other processes.
-        servers = [server for server in (self._server, self._gateway) if server is not None]
-        stopping = [asyncio.create_task(server.stop(grace + _LAST_WORDS)) for server in servers]
+        stopping = [asyncio.create_task(server.stop(grace + _LAST_WORDS)) for server in self._servers]
         await self._intake.drain(grace)
         if self._open_inference is not None:
             self._open_inference.close()

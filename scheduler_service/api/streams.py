@@ -219,13 +219,17 @@ class OutputStream:
                 self._logprobs = []
         return news
 
-    def has_put_out(self, token_ids: Sequence[int]) -> bool:
-        """Whether ``token_ids`` are the first of what has been taken. Only for streams that keep that."""
-        count = len(token_ids) - self._first
-        return 0 <= count <= self._taken and list(token_ids[self._first :]) == self._tokens[:count]
+    def agrees_with(self, token_ids: Sequence[int]) -> bool:
+        """Whether ``token_ids`` are the sample's first as far as they are known here. For streams that keep them."""
+        mine = self._tokens[: max(0, len(token_ids) - self._first)]
+        return list(token_ids[self._first : self._first + len(mine)]) == mine
+
+    def reaches(self, num_tokens: int) -> bool:
+        """Whether a reader who has ``num_tokens`` can go on here: neither too few are kept nor too few have come."""
+        return self._first <= num_tokens <= self._first + len(self._tokens)
 
     def rewind(self, num_tokens: int, inbox: Inbox) -> None:
-        """Go back to where ``num_tokens`` had been taken, for another reader."""
+        """Go to where ``num_tokens`` have been taken, for another reader. Only to where it ``reaches``."""
         self._inbox = inbox
         self._taken = num_tokens - self._first
         self._prompt_news = bool(self._prompt_logprobs)

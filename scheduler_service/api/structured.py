@@ -10,10 +10,10 @@ import grpc
 
 from scheduler_service.api.errors import RequestError, invalid
 from scheduler_service.api.request import StructuredKind, StructuredOutput
+from scheduler_service.api.rules import RequestLimits, few
 from scheduler_service.api.structured_pool import Grammar, Refusal, Verdict, WorkerPool
 
 _FIELD = "sampling.structured"
-_MAX_CHOICES = 1024
 _MAX_BYTES = {
     StructuredKind.JSON_SCHEMA: 64 * 1024,
     StructuredKind.JSON_OBJECT: 0,
@@ -59,6 +59,14 @@ class GrammarChecker:
             case Refusal(reason, _):
                 raise invalid(_field(structured), reason)
 
+    async def is_over(self, grammar: str, token_ids: Sequence[int]) -> bool:
+        """Whether ``token_ids`` are a whole text of a grammar that ``check`` gave, which nothing can follow.
+
+        Raises:
+            RequestError: RESOURCE_EXHAUSTED: too many wait already; UNAVAILABLE: the process does not start.
+        """
+        return self._pool is not None and await self._pool.is_over(Grammar(grammar), token_ids)
+
     async def close(self) -> None:
         """End the processes."""
         if self._pool is not None:
@@ -97,8 +105,7 @@ def check_size(structured: StructuredOutput) -> None:
     field, texts, limit = _field(structured), structured.texts, _MAX_BYTES[structured.kind]
     if structured.kind is not StructuredKind.JSON_OBJECT and not (texts and all(texts)):
         raise invalid(field, "must not be empty")
-    if len(texts) > _MAX_CHOICES:
-        raise invalid(field, f"has {len(texts)} texts; at most {_MAX_CHOICES} are allowed")
+    few(field, texts, RequestLimits.max_choices)
     if (size := sum(len(text.encode()) for text in texts)) > limit:
         raise invalid(field, f"is {size} bytes long; at most {limit} bytes are allowed")
 

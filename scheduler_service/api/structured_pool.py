@@ -5,7 +5,8 @@ import json
 import logging
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,20 +78,44 @@ class WorkerPool:
             RequestError: RESOURCE_EXHAUSTED: too many wait already; FAILED_PRECONDITION: the tokenizer is of a kind
                 that grammars cannot be used with; UNAVAILABLE: no process can be started.
         """
-        if self._waiting >= _MAX_WAITING:
-            raise overloaded("too many grammars wait to be compiled")
-        self._waiting += 1
-        try:
-            async with self._slots:
-                worker = self._idle.pop() if self._idle else await self._start()
-                return await self._compile(worker, structured)
-        finally:
-            self._waiting -= 1
+        async with self._turn() as worker:
+            return await self._compile(worker, structured)
+
+    async def is_over(self, grammar: Grammar, token_ids: Sequence[int]) -> bool:
+        """Whether nothing can follow ``token_ids``; False too where that cannot be found out within the limits.
+
+        Raises:
+            RequestError: as ``compile``.
+        """
+        job = {"grammar": grammar.text, "token_ids": list(token_ids)}
+        answer: Mapping[str, object] = {}
+        async with self._turn() as worker:
+            try:
+                answer = await asyncio.wait_for(worker.ask(job), self._timeout)
+                self._idle.append(worker)
+            except (TimeoutError, _WorkerDiedError):
+                pass
+            finally:
+                if not answer:  # also when the caller has gone: the answer would be taken for the next job's
+                    await self._discard(worker)
+        return bool(answer.get("is_over"))
 
     async def close(self) -> None:
         """Kill the processes and wait for their end."""
         self._idle.clear()
         await asyncio.gather(*(self._discard(worker) for worker in [*self._all]))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator["_Worker"]:
+        """A worker of one's own, which has to be put back or discarded."""
+        if self._waiting >= _MAX_WAITING:
+            raise overloaded("too many grammars wait to be compiled")
+        self._waiting += 1
+        try:
+            async with self._slots:
+                yield self._idle.pop() if self._idle else await self._start()
+        finally:
+            self._waiting -= 1
 
     async def _compile(self, worker: "_Worker", structured: StructuredOutput) -> Verdict:
         job = {"kind": structured.kind.value, "texts": structured.texts}

@@ -2,13 +2,15 @@
 
 Compiling can take any time and memory and cannot be interrupted, so it happens in a process that may be killed. Lines
 of JSON come on stdin and are answered in order on stdout: ``{"kind", "texts"}`` (see ``StructuredOutput``) by
-``{"grammar"}`` or ``{"error"}``. The first line on stdout, ``{}`` or ``{"error"}``, says if the tokenizer is there.
+``{"grammar"}`` or ``{"error"}``, and ``{"grammar", "token_ids"}`` by ``{"is_over"}``. The first line on stdout, ``{}``
+or ``{"error"}``, says if the tokenizer is there.
 """
 
 import json
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,22 @@ def convert(kind: StructuredKind, texts: list[str]) -> str:
 
 def compile_error(tokenizer: LLTokenizer, grammar: str) -> str:
     """What is wrong with a grammar, in words; empty if it compiles and allows a first token."""
-    limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    matcher = _matcher(tokenizer, grammar)
     if not matcher.is_error():
         matcher.compute_bitmask()  # lexers are built when they are first used
     reason = matcher.get_error().replace("<non-verbose/>", "").strip()
     return "matches no text" if reason == "NoExtensionBias" else reason
+
+
+def is_over(tokenizer: LLTokenizer, grammar: str, token_ids: list[int]) -> bool:
+    """Whether ``token_ids`` are a text of the grammar that nothing can follow."""
+    matcher = _matcher(tokenizer, grammar)
+    return all(map(matcher.consume_token, token_ids)) and matcher.is_stopped()
+
+
+def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+    return LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
 
 
 def _literal(text: str) -> str:
@@ -65,8 +77,10 @@ def _literal(text: str) -> str:
     return "".join(one if one.isascii() and one.isalnum() else f"\\x{{{ord(one):x}}}" for one in text)
 
 
-def _answer(tokenizer: LLTokenizer, line: str) -> dict[str, str]:
+def _answer(tokenizer: LLTokenizer, line: str) -> dict[str, str | bool]:
     job = json.loads(line)
+    if "token_ids" in job:
+        return {"is_over": is_over(tokenizer, job["grammar"], job["token_ids"])}
     try:
         grammar = convert(StructuredKind(job["kind"]), job["texts"])
     except ValueError as error:
@@ -87,7 +101,7 @@ def _limit_memory(max_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, _STACK_BYTES))
 
 
-def _say(message: dict[str, str]) -> None:
+def _say(message: Mapping[str, str | bool]) -> None:
     print(json.dumps(message), flush=True)
 
 

@@ -116,9 +116,10 @@ def encode_abort(handles: list[int]) -> bytes:
     return engine_pb2.ToEngine(abort=engine_pb2.Abort(handles=pack(handles, INT64))).SerializeToString()
 
 
-def encode_forward_abort(request_ids: list[str]) -> bytes:
+def encode_forward_abort(request_ids: list[str], taken_over_at: float | None = None) -> bytes:
     """The frame that asks the other api processes to abort."""
-    return engine_pb2.ToEngine(forward_abort=engine_pb2.ForwardAbort(request_ids=request_ids)).SerializeToString()
+    forwarded = engine_pb2.ForwardAbort(request_ids=request_ids, taken_over_at_ns=round((taken_over_at or 0.0) * 1e9))
+    return engine_pb2.ToEngine(forward_abort=forwarded).SerializeToString()
 
 
 def encode_command(query_id: int, executor_id: str, action: ExecutorAction) -> bytes:
@@ -152,7 +153,8 @@ def decode(frame: bytes) -> FromEngine:
         case "executor_command":
             return CommandResult(message.executor_command.query_id, message.executor_command.known)
         case "forward_abort":
-            return ForwardAbort(tuple(message.forward_abort.request_ids))
+            forwarded = message.forward_abort
+            return ForwardAbort(tuple(forwarded.request_ids), forwarded.taken_over_at_ns / 1e9 or None)
         case body:
             raise ValueError(f"unknown frame from the engine: {body}")
 
@@ -212,4 +214,5 @@ def _limits(limits: engine_pb2.Limits) -> EngineLimits:
         model_fingerprint=limits.model_fingerprint,
         dtype=limits.dtype,
         scheduler_id=limits.scheduler_id,
+        max_rows=limits.max_rows,
     )

@@ -7,7 +7,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler_service.core import routing
+from scheduler_service.core import handover, routing
 from scheduler_service.core.outputs import FinishedRequest, Outputs, finish
 from scheduler_service.core.queue_timeouts import QueueTimeouts
 from scheduler_service.core.request import DEFAULT_SALT, FinishReason, Request, SamplingParams
@@ -44,6 +44,7 @@ class Cluster:
         self._front = WaitingQueue()
         self._requests: dict[int, Request] = {}
         self._homes: dict[int, str] = {}  # handle -> the executor it was routed to
+        self._moves: dict[int, str] = {}  # handle -> the executor that it is handed over to, until it is routed there
         self._queued_at: dict[int, float] = {}  # handle -> since when in the front queue, in the order of these times
         self._timeouts = QueueTimeouts()
         self._due: dict[str, None] = {}  # executors that may have a plan to give, in the order of becoming so
@@ -149,6 +150,7 @@ class Cluster:
         if request is None or request.is_held == held:
             return
         self._may_route = True  # a held one keeps nobody in front of an executor
+        self._moves.pop(handle, None)
         home = self._homes.get(handle)
         if home is not None:
             self.executors[home].set_held(request, held)
@@ -192,22 +194,30 @@ class Cluster:
         self._set_state(executor_id, ExecutorState.SERVING)
         self.max_total_tokens = max(self.max_total_tokens, capacity.max_total_tokens)
 
-    def executor_lost(self, executor_id: str, now: float) -> LossReport:
-        """Queue an executor's requests again, with their logs, in their order; give up those that keep killing it."""
+    def executor_lost(self, executor_id: str, now: float, faulty_step: int | None = None) -> LossReport:
+        """Queue an executor's requests again, with their logs, in their order; give up those that keep killing it.
+
+        Args:
+            executor_id: who is gone.
+            now: seconds.
+            faulty_step: the step in flight in which it failed, if it could still say so: steps after this one had not
+                begun, and nobody is suspected for them.
+        """
         scheduler = self.executors.pop(executor_id)
         del self._states[executor_id]
         self._due.pop(executor_id, None)
-        in_flight = scheduler.requests_in_flight()
-        running = {request.handle for request in in_flight}
+        in_flight = scheduler.tokens_in_flight(faulty_step)
+        running = {request.handle for request, _ in in_flight}
         running.update(request.handle for request in scheduler.rows.requests if request is not None)
         requests = scheduler.take_all()
-        for request in in_flight:
+        for request, num_tokens in in_flight:
             if request.deaths is None:
                 request.deaths = DeathRecord()
-            request.deaths.note_death(len(request.token_ids))
+            request.deaths.note_death(len(request.token_ids), num_tokens)
         failed = []
         for request in requests:
             del self._homes[request.handle]
+            self._moves.pop(request.handle, None)
             request.executor_losses += request.handle in running
             self._queue(request, now)
             if request.deaths is not None and request.deaths.is_condemned:
@@ -264,6 +274,10 @@ class Cluster:
             scheduler.vacate_rows(self._can_be_served)
         if state is not ExecutorState.SERVING:
             self._take_back(scheduler, now, self._can_be_served)
+        elif len(self.executors) > 1 and handover.looks_now(scheduler):
+            self._relieve(scheduler)
+        if self._moves:
+            self._take_back(scheduler, now, lambda request: request.handle in self._moves)
         self._route()
         plan = scheduler.schedule(now)
         if plan is not None and plan.admissions:
@@ -281,6 +295,7 @@ class Cluster:
         for end in outputs.finished:
             del self._requests[end.handle]
             del self._homes[end.handle]
+            self._moves.pop(end.handle, None)
             self._may_route = True
         return outputs
 
@@ -301,6 +316,7 @@ class Cluster:
         """End a live request wherever it is."""
         del self._requests[request.handle]
         home = self._homes.pop(request.handle, None)
+        self._moves.pop(request.handle, None)
         self._may_route = True
         if home is not None:
             self.executors[home].abort(request)
@@ -309,6 +325,25 @@ class Cluster:
             self._front.discard(request)
             del self._queued_at[request.handle]
         return finish(request, reason, message)
+
+    def _relieve(self, scheduler: Scheduler) -> None:
+        """Hand some of a busy executor's running requests over to an idler one, once nothing of them is in flight.
+
+        Nobody moves while somebody waits in front, or is on the way to the same executor.
+        """
+        if self._front.peek() is not None:
+            return
+        arriving = set(self._moves.values())
+        able = [
+            (name, one)
+            for name, one in self.executors.items()
+            if self._states[name] is ExecutorState.SERVING and name not in arriving
+        ]
+        target = handover.choose_target(scheduler, able)
+        if target is not None:
+            requests = handover.choose_requests(scheduler, self.executors[target])
+            scheduler.hand_over(requests)
+            self._moves.update((request.handle, target) for request in requests)
 
     def _take_back(self, scheduler: Scheduler, now: float, may_leave: Callable[[Request], bool]) -> None:
         """Requests that wait on an executor go through the front queue again."""
@@ -337,7 +372,9 @@ class Cluster:
         while (request := self._front.peek()) is not None:
             serving = self._serving(request)
             with_room = {name: one for name, one in serving.items() if routing.has_room(one, request)}
-            target = routing.choose(request, with_room)
+            target = self._moves.get(request.handle)
+            if target not in with_room:
+                target = routing.choose(request, with_room)
             if target is None and serving:
                 break
             self._front.pop()
@@ -345,6 +382,7 @@ class Cluster:
                 postponed.append(request)
                 continue
             del self._queued_at[request.handle]
+            self._moves.pop(request.handle, None)
             self._homes[request.handle] = target
             self._due[target] = None
             self.executors[target].add_request(request)

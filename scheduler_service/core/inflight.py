@@ -42,6 +42,13 @@ class InflightStep:
     def num_samples(self) -> int:
         return len(self.rows) if self.samples is None else len(self.samples)
 
+    def samples_of_rows(self) -> NDArray[np.intp]:
+        """How many tokens each of ``rows`` samples: 1 or 0."""
+        counts = np.full(len(self.rows), self.samples is None, np.intp)
+        if self.samples is not None:
+            counts[self.samples] = 1
+        return counts
+
     @property
     def num_logprobs(self) -> int:
         return 0 if self.logprob_samples is None else len(self.logprob_samples)

@@ -1,5 +1,6 @@
 """Runs suspects one at a time, with nothing else in flight, and no more often than others run."""
 
+from scheduler_service.core.inflight import InflightLedger
 from scheduler_service.core.request import Request
 from scheduler_service.core.running import RunningRows
 from scheduler_service.core.waiting_queue import Backlog
@@ -13,10 +14,12 @@ class Isolation:
         request: the suspect that is running.
     """
 
-    def __init__(self, backlog: Backlog, running: RunningRows) -> None:
+    def __init__(self, backlog: Backlog, running: RunningRows, ledger: InflightLedger) -> None:
         self.request: Request | None = None
         self._backlog = backlog
         self._running = running
+        self._ledger = ledger
+        self._last_step = 0  # of the last suspect that has lost its row
         self._debt = 0  # steps that others were kept from
 
     def is_due(self) -> bool:
@@ -26,8 +29,8 @@ class Isolation:
         return bool(self._backlog.suspects) and self._backlog.suspects.peek() is not None and not self._others_first()
 
     def blocks_others(self) -> bool:
-        """Whether a suspect that has lost its row still has steps in flight."""
-        return any(request.is_quarantined for request in self._running.departed_in_flight())
+        """Whether a suspect that has lost its row, or has ended, still has steps in flight."""
+        return self._last_step > self._ledger.settled_step
 
     def note_step(self) -> None:
         """A step was planned."""
@@ -40,6 +43,8 @@ class Isolation:
             return
         if request.row >= 0:
             request.deaths.note_progress(int(self._running.table.num_tokens[request.row]))
+        if request.row < 0:
+            self._last_step = request.last_step
         if request.row < 0 or not request.is_quarantined:
             self.request = None
 

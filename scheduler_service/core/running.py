@@ -103,11 +103,6 @@ class RunningRows:
         if self.departed:
             self.departed = {admission: one for admission, one in self.departed.items() if one is not request}
 
-    def departed_in_flight(self) -> list[Request]:
-        """Requests without a row of which steps are in flight."""
-        settled = self._ledger.settled_step
-        return [request for request in self.departed.values() if request.last_step > settled]
-
     def holder(self, row: int, admission: int) -> Request | None:
         """Whose tokens the steps of an admission compute; None if that request has ended."""
         if self.table.admission[row] == admission:

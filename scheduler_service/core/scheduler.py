@@ -1,6 +1,6 @@
 """Schedules one executor: turns waiting and running requests into step plans, and results into outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,7 +64,7 @@ class Scheduler:
         self.run_ahead = RunAhead(run_ahead)
         self.stats = SchedulerStats()
         self.running = RunningRows(self.rows, self.kv, self.ledger, self.stats)
-        self.isolation = Isolation(self.backlog, self.running)
+        self.isolation = Isolation(self.backlog, self.running, self.ledger)
         self._admissions = Admissions(self.backlog, self.running, self.kv, self.ledger, capacity.arithmetic)
         self._settlement = Settlement(self.ledger, self.running, self.backlog, self.stats, capacity.vocab_size)
         self._idle = True
@@ -110,12 +110,24 @@ class Scheduler:
 
     def requests_in_flight(self) -> list[Request]:
         """Live requests that unsettled steps compute tokens of."""
-        found: dict[int, Request] = {}
+        return [request for request, _ in self.tokens_in_flight()]
+
+    def tokens_in_flight(self, through: int | None = None) -> list[tuple[Request, int]]:
+        """Live requests that unsettled steps compute tokens of, and how many of them these steps sample.
+
+        With ``through``: steps up to this one.
+        """
+        found: dict[int, tuple[Request, int]] = {}
         for step in self.ledger.steps():
-            for row, admission in zip(step.rows.tolist(), step.admissions.tolist(), strict=True):
+            if through is not None and step.step_id > through:
+                break
+            for row, admission, samples in zip(
+                step.rows.tolist(), step.admissions.tolist(), step.samples_of_rows().tolist(), strict=True
+            ):
                 request = self.running.holder(row, admission)
                 if request is not None:
-                    found[request.handle] = request
+                    _, count = found.get(request.handle, (request, 0))
+                    found[request.handle] = request, count + samples
         return list(found.values())
 
     def take_all(self) -> list[Request]:
@@ -128,10 +140,14 @@ class Scheduler:
         return requests
 
     def vacate_rows(self, may_leave: Callable[[Request], bool]) -> None:
-        """Preempt the running requests that ``may_leave``: ``take_idle`` has them once nothing of them is in flight."""
-        for request in [one for one in self.rows.requests if one is not None]:
-            if may_leave(request):
-                self.backlog.push(self.running.preempt(request.row))
+        """Hand over the running requests that ``may_leave``."""
+        self.hand_over([one for one in self.rows.requests if one is not None and may_leave(one)])
+
+    def hand_over(self, requests: Iterable[Request]) -> None:
+        """Take their rows from running requests: ``take_idle`` has them once nothing of them is in flight."""
+        for request in requests:
+            self.backlog.push(self.running.preempt(request.row))
+            self.stats.handovers += 1
         self.isolation.note_settled()
 
     def take_idle(self, may_leave: Callable[[Request], bool]) -> list[Request]:

@@ -48,7 +48,7 @@ class Settlement:
         self._check(step, result)
         news = [self._new_prompt_logprobs(step, item) for item in result.prompt_logprobs]
         self._ledger.pop()
-        self._count(result, after_idle=step.after_idle)
+        self._count(step, result)
         prompt_logprobs = [_deliver(*new) for new in news if new is not None]
         holds = self._table.admission[step.rows] == step.admissions
         self._table.num_settled[step.rows[holds]] = step.end_positions[holds]
@@ -82,10 +82,12 @@ class Settlement:
         if problem:
             raise ResultMismatchError(f"step {result.step_id} answered {problem}")
 
-    def _count(self, result: StepResult, *, after_idle: bool) -> None:
+    def _count(self, step: InflightStep, result: StepResult) -> None:
         stats = self._stats
+        stats.computed_tokens += step.num_tokens
+        stats.sampled_tokens += step.num_samples
         stats.device_us += result.timings.device_us
-        stats.starved_us += 0 if after_idle else result.timings.starved_us
+        stats.starved_us += 0 if step.after_idle else result.timings.starved_us
         stats.audited_tokens += result.audited_tokens
         stats.audit_mismatches += len(result.audit_mismatch_rows)
 

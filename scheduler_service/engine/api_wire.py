@@ -93,6 +93,7 @@ class Limits:
     model_fingerprint: str
     dtype: str
     scheduler_id: str
+    max_rows: int  # over all executors that take plans
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,9 @@ class ExecutorStatus:
     state: int
     audited_tokens: int
     audit_mismatches: int
+    handovers: int
+    computed_tokens: int
+    sampled_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +275,7 @@ def encode_limits(limits: Limits) -> bytes:
         model_fingerprint=limits.model_fingerprint,
         dtype=limits.dtype,
         scheduler_id=limits.scheduler_id,
+        max_rows=limits.max_rows,
     )
     return pb.FromEngine(limits=message).SerializeToString()
 

@@ -120,7 +120,7 @@ class ExecutorRegistry:
             if now - session.last_heard > self._lease:
                 events += self.lose(executor_id, Loss.LEASE, "its lease ran out")
             elif (seconds := session.watch.overdue(now)) > 0:
-                events += self.lose(executor_id, Loss.STUCK, f"a step has been running for {seconds:.1f} s")
+                events += self.lose(executor_id, *_reason_of_delay(session, seconds))
         for session in self._sessions.values():
             if session.is_ready:
                 self._send(session, Heartbeat(session.dispatched, session.settled))
@@ -138,7 +138,7 @@ class ExecutorRegistry:
                 return self.lose(executor_id, Loss.CONNECTION, "its connection is gone")
         return []
 
-    def lose(self, executor_id: str, loss: Loss, reason: str) -> list[Event]:
+    def lose(self, executor_id: str, loss: Loss, reason: str, faulty_step: int | None = None) -> list[Event]:
         """End a session; ``reason`` is for a person. An event only if the executor took plans."""
         session = self._sessions.pop(executor_id, None)
         if session is None:
@@ -148,7 +148,7 @@ class ExecutorRegistry:
         if not session.is_ready:
             return []
         self.losses[loss] += 1
-        return [ExecutorLost(executor_id, reason)]
+        return [ExecutorLost(executor_id, reason, faulty_step)]
 
     def leaving(self) -> list[str]:
         """Executors that are to be let go as soon as they hold nothing."""
@@ -299,7 +299,9 @@ class ExecutorRegistry:
                 return self._receive_drain(session, body)
             case Fault():
                 reason = f"{body.code} in step {body.step_id}: {body.message}"
-                return self.lose(session.hello.executor_id, Loss.FAULT, reason)
+                is_in_flight = session.settled < body.step_id <= session.dispatched
+                step = body.step_id if is_in_flight else None
+                return self.lose(session.hello.executor_id, Loss.FAULT, reason, step)
 
     def _receive_drain(self, session: Session, drain: Drain) -> list[Event]:
         if session.is_leaving or (drain.redirect and not self._can_spare_one()):
@@ -360,3 +362,10 @@ class ExecutorRegistry:
         self.dropped[reason] += 1
         if self.dropped[reason] == 1:
             logger.warning("dropped a frame from an executor: %s%s", reason, detail and f": {detail}")
+
+
+def _reason_of_delay(session: Session, seconds: float) -> tuple[Loss, str]:
+    """Why nothing came of the oldest step for so long: what a connection silences in one direction is no stuck step."""
+    if session.unreceived and session.unreceived[0][0] == session.settled + 1:
+        return Loss.LEASE, f"a plan has not reached it for {seconds:.1f} s, though it is heard"
+    return Loss.STUCK, f"a step has been running for {seconds:.1f} s"

@@ -33,10 +33,15 @@ class ExecutorJoined:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorLost:
-    """Takes no more plans; what it had not answered is void."""
+    """Takes no more plans; what it had not answered is void.
+
+    Attributes:
+        faulty_step: the one in flight that failed, where it could say so.
+    """
 
     executor_id: str
     reason: str
+    faulty_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

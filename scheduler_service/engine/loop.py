@@ -138,7 +138,7 @@ class EngineLoop:
                 self._push_limits()
 
     def _lose(self, event: ExecutorLost, now: float) -> None:
-        report = self._cluster.executor_lost(event.executor_id, now)
+        report = self._cluster.executor_lost(event.executor_id, now, event.faulty_step)
         logger.warning(
             "executor lost, its requests go on elsewhere",
             extra={"executor_id": event.executor_id, "reason": event.reason, "requests": report.num_requeued},
@@ -309,6 +309,7 @@ class EngineLoop:
                 model_fingerprint=self._registry.fingerprint,
                 dtype=self._dtype,
                 scheduler_id=self._scheduler_id,
+                max_rows=sum(one.capacity.max_rows for one in self._cluster.executors.values()),
             )
         )
 

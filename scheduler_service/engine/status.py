@@ -50,4 +50,7 @@ def _executor_status(scheduler: Scheduler, session: Session, state: ExecutorStat
         state=EXECUTOR_STATES[state],
         audited_tokens=stats.audited_tokens,
         audit_mismatches=stats.audit_mismatches,
+        handovers=stats.handovers,
+        computed_tokens=stats.computed_tokens,
+        sampled_tokens=stats.sampled_tokens,
     )

@@ -59,6 +59,12 @@ _EXECUTOR_METRICS = (
         lambda one: one.preemptions,
     ),
     _Executors(
+        CounterMetricFamily,
+        "baton_handovers",
+        "Running requests that left for another executor, to even out the load or because this one was told to leave.",
+        lambda one: one.handovers,
+    ),
+    _Executors(
         GaugeMetricFamily,
         "baton_run_ahead_steps",
         "Plans that may be unacknowledged: the current depth of run-ahead.",

@@ -154,6 +154,19 @@ async def test_bounded_requests(engine: FakeEngine, serve: Serve) -> None:
     await stub.Generate(stop(max_tokens=3))
 
 
+async def test_those_that_run_do_not_wait(engine: FakeEngine, serve: Serve) -> None:
+    stub = (await serve(max_queued_requests=2)).stub
+    await engine.set_limits(max_rows=3)
+    await stub.Generate(stop(max_tokens=3))  # its end comes after the limits
+    engine.submits.clear()
+    engine.paused = True
+    taken = [asyncio.ensure_future(stub.Generate(stop(max_tokens=3))) for _ in range(5)]
+    await until(lambda: len(engine.submits) == 5)
+    assert (await failure(stub.Generate(stop(max_tokens=3))))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    engine.paused = False
+    await asyncio.gather(*taken)
+
+
 async def test_without_tokenizer_ids_still_work(serve: Serve, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
     (folder / "tokenizer.json").unlink()

@@ -78,6 +78,43 @@ async def test_generate_through_reflection_alone(serve: Serve) -> None:
     assert stream[-1]["end"]["finishReason"] == "FINISH_REASON_LENGTH"
 
 
+async def test_going_on_elsewhere_with_json_alone(serve: Serve) -> None:
+    """As docs/clients.md says: from a stream's first message, the ids that came, and how much text."""
+    first, second = [await serve(index=index) for index in range(2)]
+    request = {"text": "def größer(a, 🙂):", "stop": {"max_tokens": 40, "ignore_eos": True}}
+
+    def explore(limit: int) -> tuple[list[Any], list[Any]]:
+        strangers = [Stranger(f"127.0.0.1:{one.server.port}") for one in (first, second)]
+        stream = strangers[0].call("baton.v1.Generation", "GenerateStream", request)
+        came = stream[:limit]
+        start, chunks = came[0]["start"], [message["chunk"] for message in came[1:]]
+        continuation = {
+            "stop": request["stop"],
+            "token_ids": {"ids": start["promptTokenIds"]},
+            "sampling": {"seed": start["seed"]},
+            "resume": [
+                {
+                    "token_ids": [token_id for chunk in chunks for token_id in chunk.get("tokenIds", ())],
+                    "text_offset": len("".join(chunk.get("text", "") for chunk in chunks)),
+                }
+            ],
+        }
+        rest = strangers[1].call("baton.v1.Generation", "GenerateStream", continuation)
+        for stranger in strangers:
+            stranger.close()
+        return stream, came + rest[1:]
+
+    def told(messages: list[Any]) -> tuple[str, list[int]]:
+        chunks = [message["chunk"] for message in messages if "chunk" in message]
+        text = "".join(chunk.get("text", "") for chunk in chunks)
+        return text, [token_id for chunk in chunks for token_id in chunk.get("tokenIds", ())]
+
+    for limit in (1, 3, 6):
+        whole, pieced = await asyncio.to_thread(explore, limit)
+        assert told(pieced) == told(whole)
+        assert pieced[-1] == whole[-1]
+
+
 async def test_infer_through_reflection_alone(serve: Serve) -> None:
     served: Served = await serve()
     request = {

@@ -1,15 +1,18 @@
 """Streams that go on: from a caller's resume points, and by taking over a request that outlived its connection."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from baton_protos import engine_pb2
 from baton_protos import generation_pb2 as pb
 from baton_protos.columns import unpack
 from scheduler_service.api.checkpoint import load_checkpoint
+from scheduler_service.api.request_key import RequestKey
 
 from .conftest import Serve, until
 from .fake_engine import FakeEngine
@@ -297,6 +300,89 @@ async def test_a_retry_at_another_process_goes_on_from_the_callers_points(engine
     assert len(begun.only.token_ids + rest.only.token_ids) == 200
     assert engine.aborted == [engine.submits[0].handle]
     assert unpack(engine.submits[1].output_token_ids).tolist() == begun.only.token_ids
+
+
+async def test_an_abort_for_an_earlier_call_than_the_readers_is_ignored(engine: FakeEngine, serve: Serve) -> None:
+    """Of a call that another process took over before this one came: it may be long on its way."""
+    served = await serve()
+    request = keeping(max_tokens=100)
+    before = time.monotonic_ns()
+    await break_off(served.stub, request, 4)
+    call = served.stub.GenerateStream(request)
+    await read(call, limit=2)
+    late = engine_pb2.ForwardAbort(request_ids=["\0kept"], taken_over_at_ns=before)
+    await engine.send(engine.peers[0], engine_pb2.FromEngine(forward_abort=late))
+    async for message in call:
+        if message.WhichOneof("event") == "end":
+            assert message.end.finish_reason == pb.FINISH_REASON_LENGTH
+    assert len(engine.submits) == 1 and not engine.aborted
+
+
+async def test_a_retry_does_not_get_the_end_of_what_was_taken_over_elsewhere(
+    engine: FakeEngine, serve: Serve, repeating: None
+) -> None:
+    served = await serve()
+    engine.step_seconds = 0.01
+    request = keeping(max_tokens=100)
+    old = served.stub.GenerateStream(request)
+    begun = await read(old, limit=4)
+    taken_over = engine_pb2.ForwardAbort(request_ids=["\0kept"], taken_over_at_ns=time.monotonic_ns())
+    engine.paused = True
+    await engine.send(engine.peers[0], engine_pb2.FromEngine(forward_abort=taken_over))
+    engine.silent = True  # the old call does not hear of its end
+    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    points = tuple(begun.points())
+    new = served.stub.GenerateStream(resumed(request, begun.start, *points))
+    await until(lambda: len(engine.submits) == 2)
+    engine.silent = engine.paused = False
+    rest = await read(new, points)
+    assert await code_of(old) == grpc.StatusCode.ABORTED
+    assert len(begun.only.token_ids + rest.only.token_ids) == 100
+    assert rest.only.ended.finish_reason == pb.FINISH_REASON_LENGTH
+    assert len(engine.submits) == 2
+
+
+@pytest.mark.parametrize("has_left", [True, False])
+async def test_a_copy_that_lags_behind_its_caller_gives_way(
+    engine: FakeEngine, serve: Serve, repeating: None, has_left: bool
+) -> None:
+    """The caller was served by another process meanwhile, and that one's word has not come yet."""
+    served = await serve()
+    request = keeping(max_tokens=60)
+    whole = await read(served.stub.GenerateStream(ask(max_tokens=60)))
+    engine.submits.clear()
+    engine.step_seconds = 0.05
+    old = served.stub.GenerateStream(request)
+    begun = await read(old, limit=3)
+    engine.paused = True
+    if has_left:
+        old.cancel()
+    point = pb.ResumePoint(sample=0, token_ids=whole.only.token_ids[:40])
+    new = served.stub.GenerateStream(resumed(request, begun.start, point))
+    await until(lambda: len(engine.submits) == 2)
+    engine.paused = False
+    rest = await read(new, (point,))
+    assert rest.only.token_ids == whole.only.token_ids[40:]
+    assert engine.aborted == [engine.submits[0].handle]
+    assert unpack(engine.submits[1].output_token_ids).tolist() == whole.only.token_ids[:40]
+    if not has_left:
+        assert await code_of(old) == grpc.StatusCode.ABORTED
+
+
+async def test_a_retry_ends_what_other_processes_still_have(engine: FakeEngine, serve: Serve, repeating: None) -> None:
+    """Taking over a request here says so to the others: they may have served it in between."""
+    one, two = await serve(index=0), await serve(index=1)
+    request = keeping(max_tokens=900)
+    begun = await break_off(one.stub, request, 4)
+    live = one.server._intake._requests.find(RequestKey("", "kept"))
+    assert live is not None
+    two.server._intake._requests.open(RequestKey("", "kept"), live.call_arrived_at)
+    points = tuple(begun.points())
+    await read(one.stub.GenerateStream(resumed(request, begun.start, *points)), points, limit=2)
+    other = two.server._intake._requests.find(RequestKey("", "kept"))
+    assert other is not None
+    await until(lambda: other.is_superseded)
+    assert not engine.aborted
 
 
 async def test_draining_ends_what_nobody_reads(engine: FakeEngine, serve: Serve) -> None:

@@ -109,7 +109,7 @@ async def test_a_grammar_matches_what_was_asked_for(
         (StructuredOutput(KIND.GRAMMAR, ('start[stop="END"]: /[a-z]*/',)), "stop= is not supported"),
         (StructuredOutput(KIND.CHOICE), "must not be empty"),
         (StructuredOutput(KIND.CHOICE, ("a", "")), "must not be empty"),
-        (StructuredOutput(KIND.CHOICE, ("a",) * 1025), "at most 1024"),
+        (StructuredOutput(KIND.CHOICE, ("a",) * 1025), "more than 1024"),
     ],
 )
 async def test_what_cannot_be_used_is_refused_by_name(
@@ -247,6 +247,50 @@ async def test_every_sample_carries_the_grammar(engine: FakeEngine, serve: Serve
     await stub.Generate(pb.GenerateRequest(text="def", stop=pb.StopConditions(max_tokens=4)))
     grammars = [submit.sampling.grammar for submit in engine.submits]
     assert grammars == [LLMatcher.grammar_from_regex("yes|no")] * 2 + [""]
+
+
+async def test_a_text_that_is_complete_already_ends_at_once(
+    engine: FakeEngine, serve: Serve, tokenizer: LLTokenizer
+) -> None:
+    """An executor would have to end it with a token more than it has."""
+    stub = (await serve(grammar_timeout=SECONDS)).stub
+    sampling = pb.SamplingParams(seed=1, structured=pb.StructuredOutput(choice=pb.Choices(texts=["yes", "no"])))
+    points = [
+        pb.ResumePoint(sample=index, token_ids=tokenizer.greedy_tokenize(text), text_offset=len(text))
+        for index, text in enumerate(["yes", "n"])
+    ]
+    request = pb.GenerateRequest(
+        text="def", sampling=sampling, stop=pb.StopConditions(max_tokens=20), n=2, resume=points
+    )
+    whole, begun = (await stub.Generate(request)).samples
+    assert list(whole.token_ids) == [] and whole.finish_reason == pb.FINISH_REASON_STOP
+    assert begun.token_ids
+    assert len(engine.submits) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "is_over"),
+    [("yes|no", "yes", True), ("yes|no", "ye", False), ("[0-9]+", "12", False), ("yes|no", "yesno", False)],
+)
+async def test_what_nothing_can_follow_is_over(
+    checker: GrammarChecker, tokenizer: LLTokenizer, pattern: str, text: str, is_over: bool
+) -> None:
+    grammar = await checker.check(StructuredOutput(KIND.REGEX, (pattern,)))
+    assert await checker.is_over(grammar, tokenizer.greedy_tokenize(text)) is is_over
+
+
+async def test_whoever_leaves_takes_no_answer_of_anybody_else(checkpoint: Path, tokenizer: LLTokenizer) -> None:
+    pool = WorkerPool(checkpoint / "tokenizer.json", EOS, SECONDS)
+    grammar = await pool.compile(StructuredOutput(KIND.REGEX, ("a+",)))
+    assert isinstance(grammar, Grammar)
+    asking = asyncio.ensure_future(pool.is_over(grammar, tokenizer.greedy_tokenize("a" * 2000)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert isinstance(await pool.compile(StructuredOutput(KIND.REGEX, ("b+",))), Grammar)
+    await pool.close()
 
 
 async def test_the_time_limit_is_a_setting(engine: FakeEngine, serve: Serve) -> None:

@@ -32,6 +32,8 @@ ONE = ExecutorStatus(
     prefix_query_tokens=400,
     starved_us=1_000_000,
     device_us=5_000_000,
+    computed_tokens=9000,
+    sampled_tokens=4000,
 )
 
 
@@ -51,9 +53,13 @@ def test_rates_are_differences_over_time() -> None:
         device_us=5_300_000,
         prefix_hit_tokens=150,
         prefix_query_tokens=500,
+        computed_tokens=9700,
+        sampled_tokens=4500,
     )
     second = history.look(status(later), 12.0)
-    expected = Rates(steps_per_s=50.0, step_ms=3.0, starved=0.25, tokens_per_s=250.0, prefix_hits=0.5)
+    expected = Rates(
+        steps_per_s=50.0, step_ms=3.0, starved=0.25, tokens_per_s=250.0, prefill_per_s=100.0, prefix_hits=0.5
+    )
     assert second.rates == {"a": expected}
     assert second.tokens_per_s == 250.0
 
@@ -61,7 +67,7 @@ def test_rates_are_differences_over_time() -> None:
 def test_nothing_is_made_up_of_an_idle_executor() -> None:
     history = History()
     history.look(status(ONE), 1.0)
-    assert history.look(status(ONE), 2.0).rates["a"] == Rates(0.0, None, None, 0.0, None)
+    assert history.look(status(ONE), 2.0).rates["a"] == Rates(0.0, None, None, 0.0, 0.0, None)
 
 
 def test_a_new_session_has_no_rates_yet() -> None:
@@ -95,14 +101,14 @@ def test_one_frame_for_a_pipe(server: FakeServer) -> None:
     assert "\x1b" not in done.stdout
     headline, summary, _, header, row = done.stdout.splitlines()
     assert headline.endswith("executors: 1; queued requests: 4")
-    assert summary.startswith("running: 0; waiting: 0; tokens/s: 0 at most")
+    assert summary.startswith("running: 0; waiting: 0; tokens/s: 0; ")
     assert header.split()[0] == "executor"
     assert row.split()[:4] == ["executor-0", "█" * 3 + "·" * 9, "25%", "0%"]
 
 
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_cells() -> None:
     look = History().look(status(ONE), 1.0)
-    for width, columns in ((140, 12), (120, 11), (80, 7)):
+    for width, columns in ((150, 13), (120, 11), (80, 7)):
         console = Console(width=width, file=io.StringIO())
         console.print(draw(console, ModelInfo("m", "", (), "", 1, 1, (), False), look))
         assert isinstance(console.file, io.StringIO)

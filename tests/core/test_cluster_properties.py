@@ -45,7 +45,7 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(
         family=st.integers(0, 2),
         length=st.integers(1, 30),
-        max_tokens=st.integers(1, 20),
+        max_tokens=st.integers(1, 45),
         sampling=SAMPLINGS,
         given=st.sampled_from([0, 0, 0, 3, 9]),
         timeout=st.sampled_from([0.0, 0.0, 0.005]),

@@ -3,6 +3,7 @@
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -31,10 +32,14 @@ class Simulation:
             )
             for i in range(rng.randint(1, 3))
         }
-        self.world = World(rng.choice([None, 1, 2, 3, 5, 8]), capacities, VOCAB)
         self.has_poison = rng.random() < 0.4
         self.has_priorities = rng.random() < 0.5
         self.has_slow_readers = rng.random() < 0.5
+        self.has_long_answers = rng.random() < 0.3  # few of them: executors have room for what runs on others
+        if self.has_long_answers:
+            for name, one in capacities.items():
+                capacities[name] = replace(one, num_blocks=120, max_rows=8, max_batched_tokens=40)
+        self.world = World(rng.choice([None, 1, 2, 3, 5, 8]), capacities, VOCAB)
 
     def submit(self) -> None:
         rng, world = self.rng, self.world
@@ -45,6 +50,9 @@ class Simulation:
         if most < 1:
             return
         max_tokens = rng.randint(1, min(most, 30))
+        if self.has_long_answers:
+            prompt = prompt[-4:]
+            max_tokens = min(world.cluster.max_total_tokens, 64) - len(prompt)
         wants_prompt = rng.random() < 0.1
         sampling = SamplingParams(
             encoded=rng.choice([b"", b"", b"", GRAMMAR]),
@@ -90,7 +98,7 @@ class Simulation:
         name = rng.choice(sorted(world.shadows))
         event = rng.random()
         if event < 0.25:
-            self.submit()
+            self.submit() if not self.has_long_answers or len(world.live()) < 8 else None
         elif event < 0.6:
             world.dispatch(name)
         elif event < 0.92:
@@ -132,6 +140,7 @@ def test_streams_equal_the_oracle() -> None:
         ends.update(caller.end.reason for caller in world.callers.values() if caller.end)
     # The runs are worth nothing if they do not get there.
     assert total["preemptions"] > 2 * SEEDS
+    assert total["handovers"] > SEEDS // 4
     assert total["prefix_hit_tokens"] > 100 * SEEDS
     assert total["stale_tokens"] > SEEDS
     assert total["audited_tokens"] > 10 * SEEDS

@@ -56,6 +56,18 @@ def test_a_stop_id_wastes_only_rows_in_flight() -> None:
     assert scheduler.stats.stale_tokens == 2
 
 
+def test_tokens_are_counted_when_their_step_is_answered() -> None:
+    scheduler = Scheduler(capacity(), run_ahead=2)
+    scheduler.add_request(request(0, [1, 2, 3], max_tokens=20))
+    plans = [schedule(scheduler) for _ in range(2)]
+    counted = []
+    for plan in plans:
+        counted.append((scheduler.stats.computed_tokens, scheduler.stats.sampled_tokens))
+        settle(scheduler, plan, [4])
+    counted.append((scheduler.stats.computed_tokens, scheduler.stats.sampled_tokens))
+    assert counted == [(0, 0), (3, 1), (4, 2)]
+
+
 def test_a_burst_shares_its_prefix_after_one_plan() -> None:
     scheduler = Scheduler(capacity(), run_ahead=2)
     prefix = list(range(1, 13))

@@ -22,7 +22,7 @@ from tests.fakes.shadow_executor import (
     entries_of,
 )
 
-STATS = ("preemptions", "prefix_hit_tokens", "stale_tokens", "audited_tokens", "audit_mismatches")
+STATS = ("preemptions", "handovers", "prefix_hit_tokens", "stale_tokens", "audited_tokens", "audit_mismatches")
 
 
 @dataclass

@@ -5,32 +5,31 @@ import asyncio
 import pytest
 
 from baton.checkpoints import TINY_PYTHON
-from benchmarks.kill_test.cases import cases
+from benchmarks.kill_test.cases import PARAMETERS, Case, cases
 from benchmarks.kill_test.cluster import KillableCluster, Settings
 from benchmarks.kill_test.run import Plan, run
 from benchmarks.kill_test.verdict import Verdict
 
-MAX_TOKENS = 72
+EVERYTHING = cases(72)
+ONE_OF_EACH = EVERYTHING[: len(PARAMETERS)]
+SEED = 20261121
 
 
-def settings(schedulers: int = 1, executors: int = 3, *, proxies: bool = False) -> Settings:
+def settings(schedulers: int = 1, executors: int = 3, *, proxies: bool = False, loss: float = 0.0) -> Settings:
     return Settings(
         model=TINY_PYTHON,
         schedulers=schedulers,
         executors=executors,
-        api_processes=1,
         num_blocks=1000,
         max_rows=32,
-        log_level="error",
         proxies=proxies,
-        delay=0.0,
+        loss=loss,
     )
 
 
-def verdict(cluster_settings: Settings, streams: int, faults: int, *kinds: str) -> Verdict:
-    plan = Plan(cases(MAX_TOKENS), streams, faults, kinds, concurrency=40, seed=20261121)
-    with KillableCluster(cluster_settings) as cluster:
-        found, refused = asyncio.run(run(cluster, plan))
+def verdict(where: Settings, asked: list[Case], streams: int, faults: int, *kinds: str) -> Verdict:
+    with KillableCluster(where) as cluster:
+        found, refused = asyncio.run(run(cluster, Plan(asked, streams, faults, kinds, concurrency=40, seed=SEED)))
     assert not refused, "every set of parameters is to be tested"
     return found
 
@@ -42,22 +41,28 @@ def assert_unnoticed(found: Verdict, streams: int) -> None:
 
 
 def test_streams_are_the_same_when_executors_are_killed() -> None:
-    found = verdict(settings(), 160, 10, "kill")
-    assert_unnoticed(found, 160)
+    found = verdict(settings(), EVERYTHING, 200, 10, "kill")
+    assert_unnoticed(found, 200)
     assert found.faults["kill"] >= 3
     assert found.interrupted >= 20
 
 
-@pytest.mark.parametrize("kind", ["stop", "term", "cut", "silence"])
+@pytest.mark.parametrize("kind", ["stop", "hang", "term", "cut", "silence"])
 def test_streams_are_the_same_when_executors_freeze_leave_or_are_cut_off(kind: str) -> None:
-    found = verdict(settings(proxies=kind in {"cut", "silence"}), 120, 2, kind)
-    assert_unnoticed(found, 120)
+    found = verdict(settings(proxies=kind in {"cut", "silence"}), ONE_OF_EACH, 110, 2, kind)
+    assert_unnoticed(found, 110)
     assert found.faults[kind] >= 1
     assert found.interrupted >= 4
 
 
+def test_streams_are_the_same_when_messages_are_lost() -> None:
+    found = verdict(settings(proxies=True, loss=0.05), ONE_OF_EACH, 66, 2, "kill", "term")
+    assert_unnoticed(found, 66)
+    assert found.interrupted >= 4
+
+
 def test_streams_are_the_same_when_schedulers_are_killed() -> None:
-    found = verdict(settings(schedulers=2, executors=4), 240, 3, "scheduler")
+    found = verdict(settings(schedulers=2, executors=4), EVERYTHING, 240, 3, "scheduler")
     assert_unnoticed(found, 240)
     assert found.faults["scheduler"] >= 1
     assert found.resumed >= 8

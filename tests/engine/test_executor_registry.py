@@ -170,7 +170,18 @@ def test_a_fault_ends_the_session() -> None:
     registry = joined()
     fault = pb.Fault(step_id=3, code=pb.FAULT_CODE_MISMATCH, message="slots")
     event = registry.receive(PEER, frame({"fault": fault}), 0.0)[0]
-    assert event == ExecutorLost("e", "MISMATCH in step 3: slots")
+    assert event == ExecutorLost("e", "MISMATCH in step 3: slots")  # which it never got
+
+
+@pytest.mark.parametrize(("named", "faulty"), [(0, None), (1, None), (2, 2), (3, 3), (4, None)])
+def test_a_fault_names_the_step_if_it_is_in_flight(named: int, faulty: int | None) -> None:
+    registry = joined()
+    for step_id in (1, 2, 3):
+        registry.dispatch("e", plan(step_id), 0.0)
+    registry.receive(PEER, frame(result(1)), 0.0)
+    fault = pb.Fault(step_id=named, code=pb.FAULT_CODE_DEVICE_ERROR)
+    (event,) = registry.receive(PEER, frame({"fault": fault}), 0.0)
+    assert isinstance(event, ExecutorLost) and event.faulty_step == faulty
 
 
 def test_executors_that_cannot_be_used_are_told_why() -> None:
@@ -242,6 +253,21 @@ def test_a_step_that_does_not_end_ends_the_session() -> None:
     registry.receive(PEER, frame(heartbeat(1), acked=1), 40.1)
     assert isinstance(registry.tick(40.5)[0], ExecutorLost)
     assert registry.losses[Loss.STUCK] == 1
+
+
+def test_a_plan_that_does_not_arrive_is_no_stuck_step() -> None:
+    """Nothing reaches the executor, and its heartbeats come."""
+    registry = joined()
+    registry.dispatch("e", plan(1), 10.0)
+    registry.receive(PEER, frame(timed_result(1, seconds=0.01)), 10.1)
+    registry.dispatch("e", plan(2), 10.1)
+    now = 10.1
+    while not (events := registry.tick(now)):
+        registry.receive(PEER, frame(heartbeat(1), acked=1), now)
+        now += 0.25
+    assert isinstance(events[0], ExecutorLost)
+    assert now == pytest.approx(13.25, abs=0.3)
+    assert registry.losses == {Loss.LEASE: 1}
 
 
 def test_a_stuck_step_is_found_sooner_once_its_kind_is_known() -> None:

@@ -14,6 +14,7 @@ from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
 from executor_service.model_runner import ModelRunner
 from executor_service.weights import load_model
+from kernels.linear import Quantization
 from kernels.sampling import SamplingBatch
 
 CPU = torch.device("cpu")
@@ -73,14 +74,21 @@ class Server:
 
     @classmethod
     def start(
-        cls, checkpoint: Path, dtype: torch.dtype, seed: int = 0, num_blocks: int = 400, block_size: int = 4
+        cls,
+        checkpoint: Path,
+        dtype: torch.dtype,
+        seed: int = 0,
+        num_blocks: int = 400,
+        block_size: int = 4,
+        quantization: Quantization = "none",
     ) -> "Server":
         model = load_model(checkpoint, CPU, dtype)
         cache = KVCache.allocate(model.config, num_blocks, block_size, CPU, dtype)
         for tensor in (*cache.keys, *cache.values):
             tensor.fill_(torch.nan)  # what nobody wrote must not matter
         rng = np.random.default_rng(seed)
-        return cls(ModelRunner(model, cache), cache, dtype, rng, rng.permutation(num_blocks).tolist())
+        runner = ModelRunner(model, cache, quantization=quantization)
+        return cls(runner, cache, dtype, rng, rng.permutation(num_blocks).tolist())
 
     def admit(self, tokens: Sequence[int]) -> Run:
         """A request whose blocks hold all of ``tokens``."""

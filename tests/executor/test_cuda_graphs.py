@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from executor_service.batch_dimensions import BatchDimensions, decode_sizes, mixed_sizes, smallest_cover
-from executor_service.cuda_graphs import EagerCapturer, graph_sizes
+from executor_service.cuda_graphs import CaptureReport, EagerCapturer, GraphUse, graph_sizes
 from executor_service.input_batch import InputBatch
 from executor_service.metadata.step_buffers import StepBuffers
+from executor_service.metrics import ExecutorMetrics
+from executor_service.wire import Capacity
 from kernels.native.library import available
 
 from .builders import CPU, Server, greedy, save_checkpoint
@@ -162,6 +164,19 @@ def test_replayed_steps_are_the_eager_ones(checkpoint: Path, dtype: torch.dtype)
             else:  # the reference's matrix products depend on the number of rows
                 torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert {True, False} == set(covered)
+    assert (report.use.replayed, report.use.eager) == (covered.count(True), covered.count(False))
+
+
+def test_how_often_graphs_are_used_is_exported() -> None:
+    metrics = ExecutorMetrics()
+    capacity = Capacity("e", "m", "", "", "cuda", "bfloat16", 10, 20, 4, 30, 2, 8, ())
+    use = GraphUse()
+    metrics.describe(capacity, 0, CaptureReport(3, 1.5, 100, use))
+    use.replayed, use.eager = 5, 2
+    sample = metrics.registry.get_sample_value
+    assert sample("baton_executor_graph_steps_total", {"run": "replayed"}) == 5
+    assert sample("baton_executor_graph_steps_total", {"run": "eager"}) == 2
+    assert sample("baton_executor_graph_capture_seconds") == 1.5
 
 
 def test_another_cache_has_no_graphs(checkpoint: Path) -> None:

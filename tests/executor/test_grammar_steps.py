@@ -9,17 +9,23 @@ from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
 from baton.checkpoints import TINY_PYTHON
+from baton_protos import execution_pb2 as pb
 from executor_service.block_tables import BlockTables
 from executor_service.completion import Completer, InlineCompleter, LaunchedStep, ThreadCompleter
 from executor_service.config import load_settings
 from executor_service.executor import StepLauncher
+from executor_service.grammar import GrammarRows
+from executor_service.grammar_compiler import GrammarCompiler
 from executor_service.startup import prepare
 from executor_service.step_plan import EXPLICIT, SAMPLE, Admission, Fault, RowSampling, StepPlan, StepResult
+
+from .serving import Serving, admission
 
 BLOCK_SIZE = 16
 BLOCKS_PER_ROW = 6
 ROWS = 4
 STEPS = 60
+VOCAB_SIZE = 4096
 PATTERN = "[a-z]{3}(, [0-9]{1,3}){2,8}\\."
 NEVER_ENDS = "[a-z ]*"
 
@@ -127,6 +133,33 @@ def test_tokens_do_not_depend_on_how_far_steps_are_launched_ahead(launcher: Step
         texts.append(tokenizer.decode(token_ids, skip_special_tokens=True))
     assert all(text[3:5] == ", " and text[-1] == "." for text in texts) and texts[0] != texts[1]
     assert outputs(inline, 1)[1] is None
+
+
+def test_rows_with_a_grammar_are_audited(tokenizer: Tokenizer) -> None:
+    """Their last tokens are sampled again as their grammar allows, beside those of other rows and in any chunks."""
+    serving = Serving(TINY_PYTHON, masks=GrammarRows(GrammarCompiler(TINY_PYTHON, VOCAB_SIZE), VOCAB_SIZE))
+    plain = pb.RowSampling(temperature=1.0, top_p=1.0, seed=3)
+    ruled = pb.RowSampling(temperature=1.0, top_p=1.0, seed=3, grammar=LLMatcher.grammar_from_regex(NEVER_ENDS))
+    prompt = tokenizer.encode("x = ").ids
+    begin = len(prompt)
+    logs = [prompt + serving.generate(0, prompt, begin, sampling, 40) for sampling in (plain, ruled)]
+    admitted = [admission(row, logs[row], begin, (plain, ruled)[row], audit_from=begin) for row in range(2)]
+    cut = begin + 30
+    steps = [
+        serving.step(admit=admitted, prefill={row: log[:cut] for row, log in enumerate(logs)}, sample=False),
+        serving.step(prefill={row: log[cut:] for row, log in enumerate(logs)}),
+    ]
+    assert [step.audited_tokens for step in steps] == [31 + 7, 9 + 9]
+    assert not any(step.audit_mismatch_rows.size for step in steps)
+    serving.step(release=[0, 1])
+    # It is the masks that make them equal; and a token that the grammar allows is wrong where another one was sampled.
+    unruled = admission(0, logs[1], begin, plain, audit_from=begin)
+    assert serving.step(admit=[unruled], prefill={0: logs[1]}).audit_mismatch_rows.size
+    (letter,) = tokenizer.encode("q").ids
+    assert logs[1][-5] != letter
+    wrong = [*logs[1][:-5], letter, *logs[1][-4:]]
+    forged = admission(1, wrong, begin, ruled, audit_from=begin)
+    assert 1 in serving.step(admit=[forged], prefill={1: wrong}).audit_mismatch_rows
 
 
 def test_a_broken_grammar_fails_its_row_alone(launcher: StepLauncher, tokenizer: Tokenizer) -> None:

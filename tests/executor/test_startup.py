@@ -43,3 +43,17 @@ def test_the_backend_is_part_of_the_fingerprint(
 def test_an_impossible_backend_is_one_line(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="--attention-backend: triton: needs a GPU"):
         prepare(settings(checkpoint, dtype="float32", attention_backend="triton"))
+
+
+@pytest.mark.skipif(not available(), reason="no native kernels")
+def test_int8_weights_are_another_model(checkpoint: Path) -> None:
+    """A scheduler refuses executors of another model: no stream goes from these weights to those."""
+    _, plain, _, _ = prepare(settings(checkpoint, dtype="bfloat16"))
+    _, quantised, _, _ = prepare(settings(checkpoint, dtype="bfloat16", quantization="int8"))
+    assert plain.model_fingerprint != quantised.model_fingerprint
+
+
+def test_int8_weights_without_kernels_are_one_line(checkpoint: Path) -> None:
+    message = r"^--quantization: int8 needs native kernels, .* here: reference \(cpu float32\)$"
+    with pytest.raises(ConfigError, match=message):
+        prepare(settings(checkpoint, dtype="float32", quantization="int8"))

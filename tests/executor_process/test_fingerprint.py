@@ -36,7 +36,8 @@ def test_every_part_counts(tmp_path: Path) -> None:
     other_config = write_checkpoint(tmp_path / "f")
     (other_config / "config.json").write_text('{"a": 1}')
     prints.add(model_fingerprint(other_config))
-    assert len(prints) == 6
+    prints.add(model_fingerprint(tmp_path / "a", "int8"))
+    assert len(prints) == 7
 
 
 def test_damaged_file(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Triton's noise and filters, interpreted: the documented integers, the defined sets, no bit from neighbours."""
+"""Triton's sampler, interpreted: the documented integers, the definition's tokens, no bit from neighbours or chunks."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,68 +13,165 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from kernels.sampling import gpu, reference
+from kernels import sampling
+from kernels.gpu import library
+from kernels.sampling import Sampled, composed, gpu, reference
+from kernels.sampling.gpu_draws import gumbel, noise_bits
 
+from .sampling_oracle import Row, batch_of, distribution, scores
+from .sampling_rows import FEATURES, random_row
 from .test_native_sampling import plain_mask
 from .test_sampling import GOLDEN, MASK, signed, splitmix
 
+CHUNK = 128  # of the vocabulary: small ones have several
+
 
 @triton.jit
-def _store_bits(seed, position, out, SIZE: tl.constexpr):
+def _store_noise(seed, position, bits, noise, SIZE: tl.constexpr):
     ids = tl.arange(0, SIZE)
-    tl.store(out + ids, gpu.noise_bits(tl.load(seed), tl.load(position), ids).to(tl.int64, bitcast=True))
+    drawn = noise_bits(tl.load(seed), tl.load(position), ids)
+    tl.store(bits + ids, drawn.to(tl.int64, bitcast=True))
+    tl.store(noise + ids, gumbel(drawn))
 
 
-@settings(max_examples=20, deadline=None)
+def noise_of(seed: int, position: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    bits, noise = torch.empty(size, dtype=torch.int64), torch.empty(size)
+    _store_noise[(1,)](torch.tensor([signed(seed)]), torch.tensor([position]), bits, noise, SIZE=size)
+    return bits, noise
+
+
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, MASK), position=st.integers(0, 1 << 20))
 def test_noise_has_the_documented_bits(seed: int, position: int) -> None:
-    out = torch.empty(16, dtype=torch.int64)
-    _store_bits[(1,)](torch.tensor([signed(seed)]), torch.tensor([position]), out, SIZE=16)
+    bits, _ = noise_of(seed, position, 16)
     key = splitmix((splitmix(seed) + GOLDEN * (position + 1)) & MASK)
-    assert out.tolist() == [signed(splitmix((key + GOLDEN * (token + 1)) & MASK)) for token in range(16)]
+    assert bits.tolist() == [signed(splitmix((key + GOLDEN * (token + 1)) & MASK)) for token in range(16)]
 
 
 def test_noise_is_the_references() -> None:
-    torch.manual_seed(0)
-    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (8,)), torch.randint(0, 1 << 20, (8,))
-    noise = gpu.gumbel_noise(seeds, positions, 20_001)
-    torch.testing.assert_close(noise, reference.gumbel_noise(seeds, positions, 20_001), rtol=1e-5, atol=2e-6)
-    for size, block in ((1, 16), (7, 64), (1025, 256)):
-        assert torch.equal(gpu.gumbel_noise(seeds[3:5], positions[3:5], size, block), noise[3:5, :size])
-    assert gpu.gumbel_noise(seeds[:0], positions[:0], 5).shape == (0, 5)
+    for seed, position in ((0, 0), (MASK, 1 << 20), (12345, 678)):
+        _, noise = noise_of(seed, position, 16_384)
+        expected = reference.gumbel_noise(torch.tensor([signed(seed)]), torch.tensor([position]), 16_384)[0]
+        torch.testing.assert_close(noise, expected, rtol=1e-5, atol=2e-6)
 
 
-@settings(max_examples=20, deadline=None)
+def check_rows(logits: torch.Tensor, rows: list[Row]) -> Sampled:
+    """Tokens by the definition; what rows report as the composed sampler does."""
+    vocab_size = logits.shape[1]
+    batch = batch_of(rows, vocab_size, num_top=min(vocab_size, 20))
+    sampled, expected = gpu.sample(logits, batch, CHUNK), composed.sample(logits, batch)
+    assert sampled.row_ok.all()
+    assert sampled.logprobs is not None
+    assert expected.logprobs is not None
+    for index, row in enumerate(rows):
+        token = int(sampled.token_ids[index])
+        best = scores(logits[index].tolist(), row)
+        assert best[token] >= max(best.values()) - 1e-4
+        possible = distribution(logits[index].tolist(), row if index % 2 else Row())
+        logprob, rank = float(sampled.logprobs.logprobs[index]), int(sampled.logprobs.ranks[index])
+        if token in possible:  # else rounding decided about the last one
+            assert logprob == pytest.approx(possible[token], rel=1e-3, abs=1e-3)
+        assert rank <= 1 + sum(value > possible.get(token, -1e9) - 1e-4 for value in possible.values())
+        same = sampled.logprobs.top_ids[index] == expected.logprobs.top_ids[index]
+        listed = sampled.logprobs.top_logprobs[index]
+        torch.testing.assert_close(listed[same], expected.logprobs.top_logprobs[index][same], rtol=1e-3, atol=1e-3)
+    return sampled
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_definition(feature: str) -> None:
+    rng = np.random.default_rng(FEATURES.index(feature))
+    for vocab_size, spread in ((2, 3.0), (129, 12.0), (301, 1.0)):
+        rows = [random_row(rng, vocab_size, feature) for _ in range(4)]
+        check_rows(torch.from_numpy(rng.normal(0, spread, (4, vocab_size)).astype(np.float32)), rows)
+
+
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 1 << 32), vocab_size=st.integers(1, 700))
+def test_rows_of_all_kinds_together(seed: int, vocab_size: int) -> None:
+    """Alone, or in other chunks, each has the same bits."""
+    rng = np.random.default_rng(seed)
+    rows = [random_row(rng, max(vocab_size, 2), str(rng.choice(FEATURES))) for _ in range(6)]
+    logits = torch.from_numpy(rng.normal(0, 3, (6, max(vocab_size, 2))).astype(np.float32))
+    together = check_rows(logits, rows)
+    for chunk, candidates in ((1024, 10), (64, 400)):  # few: rows search all of their logits
+        again = gpu.sample(logits, batch_of(rows, logits.shape[1]), chunk, candidates)
+        assert torch.equal(again.token_ids, together.token_ids)
+    for row in range(2):
+        alone = gpu.sample(logits[row : row + 1], batch_of(rows[row : row + 1], logits.shape[1]), CHUNK)
+        assert torch.equal(alone.token_ids, together.token_ids[row : row + 1])
+
+
+@settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     vocab_size=st.integers(1, 300),
     spread=st.sampled_from([0.01, 1.0, 30.0]),
     rows=st.lists(st.tuples(st.integers(0, 320), st.floats(0.01, 0.99) | st.just(1.0)), min_size=1, max_size=3),
 )
-def test_mask(seed: int, vocab_size: int, spread: float, rows: list[tuple[int, float]]) -> None:
+def test_filters_with_ties(seed: int, vocab_size: int, spread: float, rows: list[tuple[int, float]]) -> None:
+    """Exactly the ids of the definition stay, those tied with the last one too."""
     logits = np.random.default_rng(seed).normal(0, spread, (len(rows), vocab_size)).astype(np.float32)
     if seed % 2:
         logits = np.round(logits, 1)  # ties, and zeros of both signs
-    top_k = torch.tensor([k for k, _ in rows], dtype=torch.int32)
-    top_p = torch.tensor([p for _, p in rows], dtype=torch.float32)
-    masked = gpu.mask_top_k_top_p(torch.from_numpy(logits), top_k, top_p)
-    for row, (k, p) in enumerate(zip(top_k.tolist(), top_p.tolist(), strict=True)):
-        kept = set(torch.nonzero(masked[row] > -torch.inf).flatten().tolist())
-        assert kept == plain_mask(logits[row], k, p)
-        assert all(masked[row, i] == logits[row, i] for i in kept)
+    logits -= logits.max(1, keepdims=True)  # as the filters see them
+    given = [Row(temperature=1.0, top_k=k, top_p=float(np.float32(p)), seed=seed) for k, p in rows]
+    both = [one for row in given for one in (row, row)]  # odd rows report what they sample from
+    batch = batch_of(both, vocab_size, num_top=vocab_size)
+    sampled = gpu.sample(torch.from_numpy(np.repeat(logits, 2, 0)), batch, CHUNK, max_candidates=300 if seed % 3 else 9)
+    assert sampled.logprobs is not None
+    for index, row in enumerate(given):
+        ids, values = sampled.logprobs.top_ids[2 * index + 1], sampled.logprobs.top_logprobs[2 * index + 1]
+        assert set(ids[values > -torch.inf].tolist()) == plain_mask(logits[index], row.top_k, row.top_p)
 
 
-def test_mask_rows_and_tiles_share_nothing() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(5, 500) * 3
-    logits[0, 7] = -torch.inf  # what a grammar forbids
-    top_k, top_p = torch.tensor([0, 50, 1, 9000, 7], dtype=torch.int32), torch.tensor([0.9, 1.0, 0.5, 0.99, 0.8])
-    masked = gpu.mask_top_k_top_p(logits, top_k, top_p)
-    for block in (128, 256):
-        assert torch.equal(gpu.mask_top_k_top_p(logits, top_k, top_p, block), masked)
-    for row in range(5):
-        one = slice(row, row + 1)
-        assert torch.equal(gpu.mask_top_k_top_p(logits[one], top_k[one], top_p[one]), masked[one])
-    by_count, by_mass = gpu.mask_top_k_top_p(logits, top_k, None), gpu.mask_top_k_top_p(logits, None, top_p)
-    assert torch.equal(by_count, reference.mask_top_k_top_p(logits, top_k, None))
-    assert ((by_mass > -torch.inf) != (reference.mask_top_k_top_p(logits, None, top_p) > -torch.inf)).sum() <= 1
+def test_rows_that_fail() -> None:
+    """Not finite, nothing left to sample, or spoiled by what was added; their neighbours do not notice."""
+    logits = torch.randn(8, 300)
+    for row, value in ((0, torch.nan), (1, torch.inf), (2, -torch.inf)):
+        logits[row, 200] = value
+    logits[6] = torch.nan
+    rows = [Row(temperature=float(row % 2), top_k=3 * (row > 4), seed=row) for row in range(8)]
+    rows[3] = dataclasses.replace(rows[3], allowed=frozenset())
+    rows[4] = dataclasses.replace(rows[4], bias={7: torch.inf})
+    batch = batch_of(rows, 300, num_top=2)
+    sampled, expected = gpu.sample(logits, batch, CHUNK), composed.sample(logits, batch)
+    assert sampled.row_ok.tolist() == expected.row_ok.tolist() == [*[False] * 5, True, False, True]
+    assert torch.equal(sampled.token_ids, expected.token_ids)
+    assert sampled.logprobs is not None
+    assert (sampled.logprobs.ranks == 0).tolist() == (~sampled.row_ok).tolist()
+
+
+def test_equals_take_the_lowest_id_and_no_row_is_fine() -> None:
+    logits = torch.zeros(2, 1000)
+    logits[1, [300, 301, 999]] = 1.0
+    sampled = gpu.sample(logits, batch_of([Row(), Row()], 1000), CHUNK)
+    assert sampled.token_ids.tolist() == [0, 300]
+    none = gpu.sample(logits[:0], batch_of([], 1000), CHUNK)
+    assert (none.token_ids.shape, none.row_ok.shape) == ((0,), (0,))
+
+
+def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processors and reports do a few rows at a time."""
+    rng = np.random.default_rng(3)
+    rows = [random_row(rng, 90, feature) for feature in FEATURES]
+    logits, batch = torch.randn(len(rows), 90), batch_of(rows, 90, num_top=5)
+    whole = composed.sample(logits, batch)
+    monkeypatch.setattr(composed, "_SLICE", 2)
+    sliced = composed.sample(logits, batch)
+    assert whole.logprobs is not None
+    assert sliced.logprobs is not None
+    assert torch.equal(sliced.token_ids, whole.token_ids)
+    for name in ("logprobs", "ranks", "top_ids", "top_logprobs"):
+        assert torch.equal(getattr(sliced.logprobs, name), getattr(whole.logprobs, name))
+
+
+def test_it_is_chosen_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(sampling, "available", lambda: False)
+    monkeypatch.setattr(library, "interpreted", lambda: True)
+    monkeypatch.setattr(
+        gpu, "sample", lambda logits, batch: calls.append(logits.shape) or composed.sample(logits, batch)
+    )
+    sampling.sample(torch.zeros(1, 5), batch_of([Row()], 5))
+    assert calls == [(1, 5)]

@@ -121,7 +121,7 @@ def test_against_float64(seed: int, lengths: list[int], heads: tuple[int, int], 
 
 @pytest.mark.parametrize("heads", [(4, 4), (16, 8), (14, 2), (7, 1)], ids=str)
 @pytest.mark.parametrize("head_dim", [32, 128])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 def test_bits_depend_on_the_sequence_alone(heads: tuple[int, int], head_dim: int, threads: int) -> None:
     torch.manual_seed(0)
     length = 300
@@ -160,16 +160,46 @@ def test_padding_is_zero_and_strides_are_followed() -> None:
     assert torch.equal(output[20:], torch.zeros(3, 4, 64, dtype=torch.bfloat16))
 
 
-def test_a_poisoned_sequence_stays_alone() -> None:
-    """NaN keys or values make their own outputs NaN, from their position on, and no others."""
+@pytest.mark.parametrize(("name", "poison"), [("key", torch.nan), ("value", torch.nan), ("value", torch.inf)])
+def test_a_poisoned_sequence_stays_alone(name: str, poison: float) -> None:
+    """A key or value that overflowed spoils its own sequence's outputs, from its position on, and no others.
+
+    Rows before it are computed in the same tiles, and share them with rows after it.
+    """
     torch.manual_seed(0)
-    for name in ("key", "value"):
+    for position in (70, 75):
         pages = Pages(0, 2, 32, 16)
         healthy, poisoned = (Tokens.random(100, 4, 2, 32) for _ in range(2))
-        getattr(poisoned, name)[70] = torch.nan
+        getattr(poisoned, name)[position] = poison
         parts = [(s, pages.admit(100), 0, 100) for s in (poisoned, healthy)]
         outputs = pages.step(parts)
-        assert outputs[0][70:].isnan().all()
-        getattr(poisoned, name)[70] = 1.0
-        assert torch.equal(outputs[0][:70], prefill(poisoned, 16)[:70])
+        assert not outputs[0][position:].isfinite().any()
+        getattr(poisoned, name)[position] = 1.0
+        assert torch.equal(outputs[0][:position], prefill(poisoned, 16)[:position])
         assert torch.equal(outputs[1], prefill(healthy, 16))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bits_in_mixed_steps(threads: int) -> None:
+    """Decodes, whose heads are worked on together, beside chunks of prefills, in steps of changing size and order."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sequences = [Tokens.random(int(length), 14, 2, 64) for length in rng.integers(1, 260, 12)]
+        pages = Pages(2, 2, 64, 32)
+        blocks = [pages.admit(len(sequence.query)) for sequence in sequences]
+        pieces: list[list[Tensor]] = [[] for _ in sequences]
+        done = np.zeros(len(sequences), np.int64)
+        while left := [i for i, sequence in enumerate(sequences) if done[i] < len(sequence.query)]:
+            chosen = rng.permutation(left)[: rng.integers(1, len(left) + 1)]
+            ends = [min(len(sequences[i].query), done[i] + rng.choice([1, 1, 2, 5, 100])) for i in chosen]
+            parts = [(sequences[i], blocks[i], int(done[i]), int(end)) for i, end in zip(chosen, ends, strict=True)]
+            for i, end, output in zip(chosen, ends, pages.step(parts), strict=True):
+                pieces[i].append(output)
+                done[i] = end
+        for sequence, outputs in zip(sequences, pieces, strict=True):
+            assert torch.equal(torch.cat(outputs), prefill(sequence, 16))
+    finally:
+        torch.set_num_threads(before)

@@ -59,7 +59,15 @@ def test_reference_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_KERNELS", "fast")
-    with pytest.raises(ValueError, match="native, reference or triton, not 'fast'"):
+    with pytest.raises(ValueError, match="native, amx, reference or triton, not 'fast'"):
+        library.available()
+
+
+def test_amx_on_a_cpu_without_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = torch.cpu.get_capabilities() | {"amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setenv("BATON_KERNELS", "amx")
+    with pytest.raises(build.BuildError, match="no AMX-BF16"):
         library.available()
 
 

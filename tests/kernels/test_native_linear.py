@@ -1,23 +1,40 @@
 """Native linear layers against float64, and their bits against the number of rows and threads."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels.linear import PackedMatrix, embedding, linear, pack
+from kernels.activation import silu_and_mul
+from kernels.linear import PackedMatrix, embedding, linear, linear_silu_and_mul, pack
+from kernels.native import build
 
 from .test_native_build import ISAS, use_isa
 
 SHAPES = [(1, 1), (3, 5), (64, 2), (65, 33), (130, 48), (199, 47), (1000, 512), (80, 4097), (129, 9001)]
+EMULATED_AMX = "avx512_bf16 and emulated amx"
 
 
-@pytest.fixture(autouse=True, params=ISAS)
+@pytest.fixture(autouse=True, params=[*ISAS, EMULATED_AMX])
 def _isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    yield from use_isa(monkeypatch, request.param)
+    if request.param == EMULATED_AMX:
+        emulate_amx(monkeypatch)
+    yield from use_isa(monkeypatch, request.param.partition(" ")[0])
+
+
+def emulate_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for AMX, with plain C++ for its instructions."""
+    header = Path(__file__).with_name("amx_emulation.h")
+    version = hashlib.sha256(header.read_bytes()).hexdigest()  # the library's name depends on the flags
+    flags = (*build._ISA_FLAGS["avx512_bf16"], "-D__AMX_BF16__", f"-DVERSION={version}", "-include", str(header))
+    monkeypatch.setattr(build, "_isa_flags", lambda _isa: flags)
+    sources = [source for source in build._sources() if source.parent.name in {"linear", "activation"}]
+    monkeypatch.setattr(build, "_sources", lambda: sources)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +76,31 @@ def test_rows_keep_their_bits(shape: tuple[int, int]) -> None:
         torch.set_num_threads(threads)
         for first, last in [(0, count) for count in (1, 2, 3, 4, 5, 6, 7, 8, 13, 64, 255)] + [(3, 4), (7, 300)]:
             assert torch.equal(linear(x[first:last], matrix, bias, torch.float32), expected[first:last])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 6), (33, 5), (130, 48), (97, 2051)], ids=str)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+def test_gated_has_the_bits_of_its_parts(shape: tuple[int, int], with_bias: bool) -> None:
+    """Whatever the number of rows, their place among them, and the number of threads."""
+    torch.manual_seed(6)
+    size, columns = shape
+    weight, x = torch.randn(2 * size, columns).bfloat16(), torch.randn(301, columns + 3).bfloat16()[:, :columns]
+    bias = torch.randn(2 * size).bfloat16() if with_bias else None
+    expected = silu_and_mul(linear(x, packed(weight), bias, None))
+    matrix = pack(weight, gated=True)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for first, last in [(0, 301), (0, 1), (2, 7), (5, 11), (9, 73), (4, 4)]:
+            assert torch.equal(linear_silu_and_mul(x[first:last], matrix, bias), expected[first:last])
+
+
+def test_only_the_gated_product_reads_a_gated_weight() -> None:
+    x, weight = torch.randn(2, 8).bfloat16(), torch.randn(4, 8).bfloat16()
+    with pytest.raises(ValueError, match="linear_silu_and_mul"):
+        linear(x, pack(weight, gated=True), None, None)
+    assert torch.equal(
+        linear_silu_and_mul(x, packed(weight), None), silu_and_mul(linear(x, packed(weight), None, None))
+    )
 
 
 def test_bad_rows_stay_alone() -> None:

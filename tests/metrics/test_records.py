@@ -51,7 +51,7 @@ def test_a_request_that_stalls(clock: Clock, recorder: RequestRecorder, kept: li
         watch.submitted(7)
         for now, tokens in ((100.5, 1), (100.9, 2), (101.5, 1), (101.6, 4)):
             clock.now = now
-            watch.took(tokens, 100.4)
+            watch.took(0, tokens, 100.4)
         watch.finished(Finish(Outcome.LENGTH, cached_tokens=3, queue_us=200_000, executor_losses=1))
         clock.now = 101.7
     (record,) = kept
@@ -86,7 +86,7 @@ def test_stalls_are_bounded(clock: Clock, recorder: RequestRecorder, kept: list[
     with recorder.watch("r") as watch:
         for _ in range(1000):
             clock.now += 1.0
-            watch.took(1, clock.now)
+            watch.took(0, 1, clock.now)
     assert len(kept[0].stalls) == 32
 
 
@@ -96,7 +96,7 @@ def test_metrics_count_the_same_with_and_without_records(recorder: RequestRecord
         metrics = RequestMetrics()
         with RequestRecorder(metrics, sinks).watch("r") as watch:
             watch.submitted(7)
-            watch.took(2, time.monotonic())
+            watch.took(0, 2, time.monotonic())
             watch.finished(Finish(Outcome.STOP))
         collected = [metrics.prompt_tokens, metrics.generated_tokens, metrics.outcomes["stop"], metrics.request]
         counts.append([family.samples[0].value for metric in collected for family in metric.collect()])

@@ -90,7 +90,7 @@ def _simulate(tree: Path, num_seeds: int) -> str:
         str(_FIRST_SEED),
         "--seeds",
         str(num_seeds),
-        "--events",
+        "--events-per-run",
         str(_EVENTS),
     ]
     try:

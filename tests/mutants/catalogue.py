@@ -6,6 +6,8 @@ _CORE = "scheduler_service/core"
 _ENGINE = "scheduler_service/engine"
 _API = "scheduler_service/api"
 _TEST_CORE = "tests/core/test_scheduler.py tests/core/test_turns.py tests/core/test_survival.py"
+_TEST_HANDOVER = "tests/core/test_handover.py"
+_TEST_RESUME = "tests/api/test_resume.py"
 _TEST_REGISTRY = "tests/engine/test_executor_registry.py"
 _TEST_SESSION = "tests/executor_process/test_session.py"
 
@@ -153,6 +155,63 @@ MUTANTS = (
         "if request is None or request.is_held == held or held:",
         _TEST_CORE,
     ),
+    # handing over what runs
+    Mutant(
+        "who has just come moves on",
+        f"{_CORE}/handover.py",
+        "(known - table.num_explicit[rows] >= STAY_TOKENS)",
+        "(known >= table.num_explicit[rows])",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
+        "so many move that they have to come back",
+        f"{_CORE}/handover.py",
+        "// (most_here + most_there)",
+        "// most_there",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
+        "requests move where there is no room for them",
+        f"{_CORE}/handover.py",
+        "if len(chosen) == count or blocks < 0 or",
+        "if len(chosen) == count or",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
+        "requests move to where they are rounded otherwise",
+        f"{_CORE}/handover.py",
+        "and source.capacity.arithmetic == target.capacity.arithmetic",
+        "and target.capacity.arithmetic is not None",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
+        "requests move to executors that take none",
+        f"{_CORE}/cluster.py",
+        "if self._states[name] is ExecutorState.SERVING and name not in arriving",
+        "if name not in arriving",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
+        "who leaves is admitted again at once",
+        f"{_CORE}/cluster.py",
+        "            self._moves.update((request.handle, target) for request in requests)",
+        "            pass",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
+        "requests leave with tokens in flight",
+        f"{_CORE}/scheduler.py",
+        "if one.last_step <= settled and may_leave(one)]",
+        "if may_leave(one)]",
+        _TEST_CORE,
+        simulated=False,  # streams are what they were: the tokens are sampled again
+    ),
     # results
     Mutant(
         "one token too many",
@@ -210,6 +269,29 @@ MUTANTS = (
         "return self.streak >= _DEATHS_TO_QUARANTINE",
         "return self.streak > 99",
         _TEST_CORE,
+    ),
+    Mutant(
+        "progress asks for more than was in flight",
+        f"{_CORE}/suspicion.py",
+        "num_tokens - self.tokens > self.in_flight:",
+        "num_tokens - self.tokens > 8:",
+        _TEST_CORE,
+        simulated=False,
+    ),
+    Mutant(
+        "any token is progress",
+        f"{_CORE}/suspicion.py",
+        "num_tokens - self.tokens > self.in_flight:",
+        "num_tokens > self.tokens:",
+        _TEST_CORE,
+    ),
+    Mutant(
+        "an aborted suspect's steps in flight keep nobody waiting",
+        f"{_CORE}/isolation.py",
+        "            self._last_step = request.last_step",
+        "            pass",
+        _TEST_CORE,
+        simulated=False,
     ),
     # the scheduler's side of a session
     Mutant(
@@ -271,6 +353,14 @@ MUTANTS = (
         "return age if age > self._costs.patience(num_tokens) else 0.0",
         "return 0.0",
         _TEST_REGISTRY,
+    ),
+    Mutant(
+        "a plan that does not arrive is called a stuck step",
+        f"{_ENGINE}/executor_registry.py",
+        "if session.unreceived and session.unreceived[0][0] == session.settled + 1:",
+        "if not session.unreceived and not session.settled:",
+        _TEST_REGISTRY,
+        simulated=False,
     ),
     # the executor's side
     Mutant(
@@ -358,6 +448,35 @@ MUTANTS = (
         f"{_API}/streams.py",
         "        self._taken = num_tokens - self._first",
         "        self._taken = 0",
+    ),
+    Mutant(
+        "an abort for an earlier call ends the later one",
+        f"{_API}/live_requests.py",
+        "if live is not None and live.call_arrived_at < taken_over_at:",
+        "if live is not None:",
+        _TEST_RESUME,
+    ),
+    Mutant(
+        "a copy that lags behind its caller is taken over",
+        f"{_API}/live_requests.py",
+        "return reaches and not self.is_superseded",
+        "return not self.is_superseded",
+        _TEST_RESUME,
+    ),
+    Mutant(
+        "a retry gets the end of what was taken over elsewhere",
+        f"{_API}/live_requests.py",
+        "return reaches and not self.is_superseded",
+        "return reaches",
+        _TEST_RESUME,
+    ),
+    Mutant(
+        "a whole text of a grammar goes on",
+        f"{_API}/intake.py",
+        "        return _Admitted(validated, grammar, frozenset(complete))",
+        "        return _Admitted(validated, grammar)",
+        "tests/api/test_structured.py",
+        simulated=False,
     ),
     # the client
     Mutant(

@@ -12,7 +12,6 @@ from baton.endpoints import Endpoints
 from baton.errors import (
     BatonError,
     ConnectFailedError,
-    InvalidRequestError,
     OverloadedError,
     RequestExistsError,
     RequestFailedError,
@@ -88,7 +87,7 @@ class Caller:
         last_news: when something came last.
     """
 
-    def __init__(self, host: Host, name: str, request: pb.GenerateRequest, habits: Habits, *, num_apis: int) -> None:
+    def __init__(self, host: Host, name: str, request: pb.GenerateRequest, habits: Habits) -> None:
         self.name = name
         self.request = request
         self.habits = habits
@@ -99,7 +98,6 @@ class Caller:
         self._host = host
         self._samples: dict[int, _Sample] = {}
         self._seed: int | None = None
-        self._has_siblings = num_apis > 1
         self._has_begun = False
         self._num_messages = 0
         self._has_prompt_logprobs = False
@@ -107,11 +105,6 @@ class Caller:
     @property
     def is_poisonous(self) -> bool:
         return self.request.sampling.top_k == POISON_TOP_K
-
-    @property
-    def _may_meet_itself(self) -> bool:
-        """Whether an earlier attempt may live on in another api process, where it ends this one or has less than it."""
-        return self.request.resume_window_ms > 0 and self._has_siblings
 
     async def run(self, endpoints: Endpoints) -> None:
         """Read the stream to its end, however it ends."""
@@ -162,10 +155,6 @@ class Caller:
 
     def _fail(self, error: BatonError) -> None:
         """Errors that may be; whether they may be now, the run decides."""
-        if isinstance(error, InvalidRequestError):
-            require(self._may_meet_itself and "has put out" in str(error), f"{error!r}")
-            self.outcome = "met itself"
-            return
         require(type(error) in _OUTCOMES, f"{error!r}")
         require(not isinstance(error, RequestFailedError) or "executor died" in str(error), f"{error!r}")
         self.outcome = _OUTCOMES[type(error)]
@@ -255,7 +244,7 @@ class Caller:
         require(end.usage.cached_tokens <= end.usage.prompt_tokens, "usage counts too many cached tokens")
         if end.finish_reason not in _FINAL:
             is_late = end.finish_reason == pb.FINISH_REASON_DEADLINE and self.request.stop.deadline_unix_ms
-            require(is_late or self._may_meet_itself, "an abort that nobody asked for")
+            require(is_late, "an abort that nobody asked for")
             return
         require(len(sample.token_ids) == sample.count, f"{len(sample.token_ids)} tokens instead of {sample.count}")
         require(sample.received == sample.text, f"text {sample.received!r} instead of {sample.text!r}")

@@ -21,7 +21,7 @@ from scheduler_service.engine.executor_session import Event, ExecutorJoined, Ste
 from scheduler_service.engine.loop import EngineLoop
 
 _FULL_CHECK_EVENTS = 256
-_STATS = ("preemptions", "prefix_hit_tokens", "stale_tokens", "audited_tokens")
+_STATS = ("preemptions", "handovers", "prefix_hit_tokens", "stale_tokens", "audited_tokens")
 _MAX_WAITING = 128  # on one executor, over all priorities, beside those that it has preempted
 # Tokens that may still come for a stream after its hold was sent: what is in flight, and on its way to the engine.
 _UNREAD_SLACK = 2 * MAX_RUN_AHEAD
@@ -191,9 +191,9 @@ class EngineChecks:
         self._host.note(self._name, f"plans step {plan.step_id} for {executor_id}: {' '.join(names)}", *names)
         self._dispatch(executor_id, plan, now)
 
-    def lose(self, executor_id: str, now: float) -> LossReport:
+    def lose(self, executor_id: str, now: float, faulty_step: int | None = None) -> LossReport:
         self._keep(self._cluster.executors[executor_id])
-        return self._lose(executor_id, now)
+        return self._lose(executor_id, now, faulty_step)
 
     def stock(self) -> Counter[str]:
         """What happened on its executors so far."""

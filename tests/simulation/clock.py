@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 from baton import endpoints, resume, stream_log
 from executor_service import scheduler_choice, session
-from scheduler_service.api import engine_client, intake, live_requests, records, running_request, streams
+from scheduler_service.api import engine_client, intake, records, running_request, streams
 from scheduler_service.engine import loop as engine_loop
 
 START = 1000.0  # seconds; nothing may mistake an early moment for "never"
 
-_TIMED = (engine_client, intake, live_requests, records, resume, running_request, streams)
+_TIMED = (engine_client, intake, records, resume, running_request, streams)
 _SECRETIVE = (intake, scheduler_choice, session)
 _RANDOM = (endpoints, stream_log)
 _NETWORKED = (engine_client, engine_loop)

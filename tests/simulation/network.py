@@ -200,10 +200,9 @@ class Dealer:
         return self._number
 
     def connect(self, endpoint: str) -> None:
-        network, router, identity = self._network, self._network.routers[endpoint], self._identity
-        local = Quality()
-        self._to_engine = Pipe(network.loop, network.rng, local, lambda frame: router.deliver(identity, frame))
-        router.peers[identity] = Pipe(network.loop, network.rng, local, self._receive).send
+        network, router = self._network, self._network.routers[endpoint]
+        self._to_engine = network.to_engine(endpoint, self._identity)
+        router.peers[self._identity] = Pipe(network.loop, network.rng, Quality(), self._receive).send
 
     def send(self, frame: bytes, flags: int = 0) -> None:
         assert self._to_engine is not None
@@ -232,6 +231,16 @@ class VirtualZmq:
         self.rng = rng
         self.routers: dict[str, Router] = {}
         self.numbers = itertools.count(1)
+        self._to_engines: dict[tuple[str, bytes], Pipe] = {}
+
+    def to_engine(self, endpoint: str, identity: bytes) -> Pipe:
+        """The way to an engine: what a process has sent comes before what the one that takes its place sends."""
+        pipe = self._to_engines.get((endpoint, identity))
+        if pipe is None:
+            router = self.routers[endpoint]
+            pipe = Pipe(self.loop, self.rng, Quality(), lambda frame: router.deliver(identity, frame))
+            self._to_engines[endpoint, identity] = pipe
+        return pipe
 
     def __getattr__(self, name: str) -> Any:
         return getattr(zmq, name)

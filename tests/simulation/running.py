@@ -43,7 +43,7 @@ class SimulationError(AssertionError):
     def __init__(self, seed: int, num_events: int, problem: BaseException, story: list[Entry]) -> None:
         super().__init__(
             f"{type(problem).__name__}: {problem} {' '.join(getattr(problem, '__notes__', ()))}; "
-            f"again: python -m tests.simulation --seed {seed} --events {num_events}"
+            f"again: python -m tests.simulation --seed {seed} --events-per-run {num_events}"
         )
         self.seed = seed
         self.story = story

@@ -9,6 +9,7 @@ import grpc
 
 from scheduler_service.api.checkpoint import Checkpoint
 from scheduler_service.api.engine_client import EngineClient, EngineListener
+from scheduler_service.api.holds import Holds
 from scheduler_service.api.intake import Intake
 from scheduler_service.api.metrics import RequestMetrics
 from scheduler_service.api.records import RequestRecorder
@@ -25,7 +26,9 @@ from tests.simulation.text import Tokenizer
 
 _TURN_SECONDS = 100e-6
 _SLOW_CLIENT_TIMEOUT = 5.0
-_RECORDER = RequestRecorder(RequestMetrics(), [])
+_MAX_HELD = 3  # so few that requests displace one another
+_METRICS = RequestMetrics()
+_RECORDER = RequestRecorder(_METRICS, [])
 
 
 class Host(Protocol):
@@ -54,11 +57,11 @@ class ApiProcess:
         self._calls: set[Call] = set()
         checkpoint = Checkpoint((), host.tokenizer.vocab_size, (), host.tokenizer, None)  # type: ignore[arg-type]
         self.engine = EngineClient(pod.spec.engine_endpoint, index, window=settings.unread_window)
-        self.intake = Intake(checkpoint, "shadow", self.engine, 10_000, _RECORDER, None)  # type: ignore[arg-type]
+        holds = Holds(_MAX_HELD, _METRICS.hold_ended)
+        self.intake = Intake(checkpoint, "shadow", self.engine, 10_000, _RECORDER, None, holds)  # type: ignore[arg-type]
         self._servicer = GenerationServicer(self.intake, self.engine, checkpoint, "shadow", _SLOW_CLIENT_TIMEOUT)
         self.checks = ApiChecks(self.name, self.engine, settings.unread_window, host)
-        abort = self.intake.abort_forwarded
-        self.engine.start(EngineListener(lambda limits: None, lambda message: abort(message.request_ids)))
+        self.engine.start(EngineListener(lambda limits: None, self.intake.abort_forwarded))
         self.engine.lost.add_done_callback(lambda _: pod.api_lost(self))
 
     def begin(self, call: Call, request: Any) -> None:

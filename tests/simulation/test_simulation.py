@@ -14,7 +14,15 @@ from tests.simulation.text import expected_text
 SECONDS = float(os.environ.get("SIMULATION_SECONDS", "20"))
 FIXED = range(8)
 # Without these the runs would be worth nothing.
-RARE = ("preemptions", "prefix_hit_tokens", "stale_tokens", "audited_tokens", "interruptions", "dropped: foreign frame")
+RARE = (
+    "preemptions",
+    "handovers",
+    "prefix_hit_tokens",
+    "stale_tokens",
+    "audited_tokens",
+    "interruptions",
+    "dropped: foreign frame",
+)
 
 
 @pytest.mark.timeout(1200)
@@ -39,7 +47,7 @@ def test_fresh_seeds() -> None:
 
 def test_a_seed_replays_in_another_process() -> None:
     def story(hash_seed: str) -> bytes:
-        command = [sys.executable, "-m", "tests.simulation", "--seed", "3", "--events", "1500"]
+        command = [sys.executable, "-m", "tests.simulation", "--seed", "3", "--events-per-run", "1500"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         return subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=200).stdout
 

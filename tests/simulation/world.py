@@ -5,7 +5,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.credentials import Credentials
@@ -28,6 +28,7 @@ from tests.simulation.text import VOCAB, Tokenizer
 _CALM_SECONDS = 120.0  # within which everything ends once nothing goes wrong any more
 _DRAIN_SECONDS = 1.5  # with steps of 50 ms, of which at most 8 are in flight
 _MAX_MODEL_LEN = 64
+_FULL_SECONDS = 0.02  # between two looks whether another caller may come
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class World:
         self._most_callers = rng.choice([4, 16, 40])
         self._has_slow_readers = rng.random() < 0.4
         self._has_leavers = rng.random() < 0.4
+        self._has_long_answers = rng.random() < 0.25  # and few of them: executors have room for what runs on others
         self._settings: dict[str, Any] = {
             "run_ahead": rng.choice(["auto", "auto", 1, 2, 4, 8]),
             "lease": rng.choice([1.0, 2.0]),
@@ -94,6 +96,10 @@ class World:
         self.least_blocks = 12
         self.specs = {f"executor-{i}": self._capacity() for i in range(rng.randint(len(self._slots), 3))}
         self._step_seconds = rng.choice([0.0005, 0.002, 0.01])
+        if self._has_long_answers:
+            self._most_callers = 8
+            self.least_blocks = 32
+            self.specs = {name: self._roomy(one) for name, one in self.specs.items()}
 
     # ---------------------------------------------------------------- what happens
 
@@ -121,7 +127,12 @@ class World:
         endpoints = Endpoints(self._slots, Credentials(), lambda target, _: Channel(self, target))
         next_fault = self.loop.time() + 0.5
         while not until():
-            await asyncio.sleep(self.rng.expovariate(1 / self._arrival_interval))
+            pause = self.rng.expovariate(1 / self._arrival_interval)
+            if len(self._tasks) >= self._most_callers:  # nobody can come before somebody has left
+                pause = max(pause, _FULL_SECONDS)
+            if self._faults:
+                pause = min(pause, max(1e-6, next_fault - self.loop.time()))
+            await asyncio.sleep(pause)
             if len(self._tasks) < self._most_callers:
                 self._call(endpoints, self._new_caller())
             if self._faults and self.loop.time() >= next_fault:
@@ -249,6 +260,9 @@ class World:
             vocab_size=VOCAB,
         )
 
+    def _roomy(self, capacity: ExecutorCapacity) -> ExecutorCapacity:
+        return replace(capacity, num_blocks=200, max_rows=8, max_batched_tokens=max(24, capacity.max_batched_tokens))
+
     # ---------------------------------------------------------------- calm
 
     def calm_network(self) -> None:
@@ -331,11 +345,14 @@ class World:
     def _plain_caller(self) -> Caller:
         name = f"r{next(self._numbers)}"
         request = random_request(self.rng, name, self._most_tokens())
-        return Caller(self, name, request, Habits(), num_apis=self._num_apis * len(self._slots))
+        return Caller(self, name, request, Habits())
 
     def _new_caller(self) -> Caller:
         rng, caller = self.rng, self._plain_caller()
         request, habits = caller.request, caller.habits
+        if self._has_long_answers:
+            del request.token_ids.ids[4:]
+            request.stop.max_tokens = self._most_tokens() - 4
         if self.is_poisonous and rng.random() < 0.05:
             request.sampling.top_k = POISON_TOP_K
             request.n = 1

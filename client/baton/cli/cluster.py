@@ -36,6 +36,7 @@ def cluster(
     api_processes: Annotated[int, typer.Option(min=1, max=64, help="gRPC processes of the scheduler.")] = 1,
     run_ahead: Annotated[RunAhead, typer.Option(help="Unacknowledged plans per executor.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ... (default: the checkpoint's).")] = "",
+    quantization: Annotated[str, typer.Option(help="Of weights, at load: int8, for bfloat16 on CPUs.")] = "",
     kv_memory: Annotated[str, typer.Option(help="KV cache of each executor, such as 2GiB (default: its choice).")] = "",
     num_blocks: Annotated[int | None, typer.Option(min=1, help="KV blocks of each executor, instead.")] = None,
     threads: Annotated[
@@ -58,6 +59,7 @@ def cluster(
         api_processes=api_processes,
         run_ahead=run_ahead,
         dtype=dtype,
+        quantization=quantization,
         kv_memory=kv_memory,
         num_blocks=num_blocks,
         threads=threads,

@@ -34,8 +34,8 @@ def top(
 ) -> None:
     """Watch a cluster at work: executors, memory, queues and speed.
 
-    q or Ctrl-C leaves. Rates are those of the last interval. Tokens/s are rows
-    times steps: rows that still read their prompts count, too.
+    q or Ctrl-C leaves. Rates are those of the last interval. Tokens/s are tokens
+    sampled; prefill/s are tokens of prompts, and those computed again.
     """
     with exit_codes(), Client(server) as client:
         history = History()

@@ -25,9 +25,11 @@ _COLUMNS: dict[str, _Cell] = {
     "starved": lambda _, rates: _NONE if rates is None or rates.starved is None else f"{rates.starved:.0%}",
     "steps/s": lambda _, rates: _NONE if rates is None else f"{rates.steps_per_s:,.0f}",
     "tokens/s": lambda _, rates: _NONE if rates is None else f"{rates.tokens_per_s:,.0f}",
+    "prefill/s": lambda _, rates: _NONE if rates is None else f"{rates.prefill_per_s:,.0f}",
     "preempted": lambda one, _: str(one.preemptions),
 }
-_EXPENDABLE = ("preempted", "steps/s", "epoch", "device", "run-ahead", "starved")  # where a terminal is narrow
+# Where a terminal is narrow.
+_EXPENDABLE = ("preempted", "prefill/s", "steps/s", "epoch", "device", "run-ahead", "starved")
 
 
 def draw(console: Console, model: ModelInfo, look: Look, note: str = "") -> RenderableType:
@@ -45,7 +47,7 @@ def _summary(look: Look) -> Text:
     return Text(
         f"running: {sum(one.running_requests for one in executors):,}; "
         f"waiting: {sum(one.waiting_requests for one in executors):,}; "
-        f"tokens/s: {_NONE if speed is None else f'{speed:,.0f} at most'}; "
+        f"tokens/s: {_NONE if speed is None else f'{speed:,.0f}'}; "
         f"prefix hits: {share(hits, sum(one.prefix_query_tokens for one in executors))}; "
         f"sessions lost: {look.sessions_ended}"
     )

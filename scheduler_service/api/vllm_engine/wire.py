@@ -26,6 +26,7 @@ from scheduler_service.api.request import (
     TextPrompt,
     TokenPrompt,
 )
+from scheduler_service.api.rules import RequestLimits, few
 from scheduler_service.api.wire import ClusterStatus
 
 _STRUCTURED = {
@@ -41,7 +42,7 @@ def decode_request(message: vllm_engine_pb2.GenerateRequest) -> GenerationReques
     """A Generate request, with vLLM's defaults filled in.
 
     Raises:
-        RequestError: UNIMPLEMENTED, it asks for what Baton does not do.
+        RequestError: UNIMPLEMENTED, it asks for what Baton does not do; INVALID_ARGUMENT, it has too many of something.
     """
     for field, _ in message.ListFields():
         if field.name in _UNSUPPORTED:
@@ -55,9 +56,9 @@ def decode_request(message: vllm_engine_pb2.GenerateRequest) -> GenerationReques
         sampling=_decode_sampling(params),
         stop=StopConditions(
             max_tokens=params.max_tokens if params.HasField("max_tokens") else None,
-            stop_token_ids=tuple(params.stop_token_ids),
+            stop_token_ids=tuple(few("stop.stop_token_ids", params.stop_token_ids, RequestLimits.max_listed_token_ids)),
             ignore_eos=params.ignore_eos,
-            stop_strings=tuple(params.stop),
+            stop_strings=tuple(few("stop.stop_strings", params.stop, RequestLimits.max_stop_strings)),
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
         ),
@@ -94,7 +95,7 @@ def _decode_sampling(params: vllm_engine_pb2.SamplingParams) -> Sampling:
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
         seed=params.seed & _SEED_MASK if params.HasField("seed") else None,
-        logit_bias=dict(params.logit_bias),
+        logit_bias=dict(few("sampling.logit_bias", params.logit_bias, RequestLimits.max_biased_token_ids)),
         structured=_decode_structured(params),
     )
 
@@ -106,7 +107,8 @@ def _decode_structured(params: vllm_engine_pb2.SamplingParams) -> StructuredOutp
         case "json_object":
             return StructuredOutput(StructuredKind.JSON_OBJECT) if params.json_object else None
         case "choice":
-            return StructuredOutput(StructuredKind.CHOICE, tuple(params.choice.choices))
+            choices = few("sampling.structured.choice", params.choice.choices, RequestLimits.max_choices)
+            return StructuredOutput(StructuredKind.CHOICE, tuple(choices))
         case "structural_tag":
             raise _unsupported("sampling_params.structural_tag")
         case kind:

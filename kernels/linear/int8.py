@@ -1,0 +1,82 @@
+"""Linear layers whose weights are int8 with a float32 scale per output: C++ kernels in int8.cpp."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.native import memory
+from kernels.native.library import NativeFunction
+
+_BLOCK = 64
+
+_linear = NativeFunction("baton_int8_linear", "pippppiiiinn")
+_pack = NativeFunction("baton_int8_pack", "pippiin")
+_rows = NativeFunction("baton_int8_rows", "ppppiin")
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Matrix:
+    """A matrix [rows, columns] of int8 codes times the scale of their row, padded with zeros; int8.cpp has the layout.
+
+    Codes go from -127 to 127: ``kernels.linear.int8_reference.quantize`` says which.
+    """
+
+    blocks: Tensor  # uint8 [ceil(rows / 64), ceil(columns / 2), 128]
+    scales: Tensor  # float32 [rows]
+    rows: int
+    columns: int
+
+
+def pack(weight: Tensor) -> Int8Matrix:
+    """Quantise a bfloat16 ``weight`` [N, K]."""
+    rows, columns = weight.shape
+    blocks = memory.empty((-(-rows // _BLOCK), -(-columns // 2), _BLOCK * 2), torch.uint8)
+    scales = torch.empty(rows, dtype=torch.float32)
+    _pack(
+        weight.data_ptr(),
+        weight.stride(0),
+        blocks.data_ptr(),
+        scales.data_ptr(),
+        rows,
+        columns,
+        torch.get_num_threads(),
+    )
+    return Int8Matrix(blocks, scales, rows, columns)
+
+
+def linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """See ``kernels.linear.linear``; x is not quantised. The sum over K is multiplied by the scale, once."""
+    m = x.shape[0]
+    out = torch.empty((m, weight.rows), dtype=out_dtype)
+    _linear(
+        x.data_ptr(),
+        x.stride(0),
+        weight.blocks.data_ptr(),
+        weight.scales.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        weight.rows,
+        m,
+        weight.rows,
+        weight.columns,
+        out_dtype is torch.float32,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def embedding(input_ids: Tensor, weight: Int8Matrix) -> Tensor:
+    """See ``kernels.linear.embedding``: codes times scales, rounded to bfloat16."""
+    tokens = input_ids.shape[0]
+    out = torch.empty((tokens, weight.columns), dtype=torch.bfloat16)
+    _rows(
+        input_ids.data_ptr(),
+        weight.blocks.data_ptr(),
+        weight.scales.data_ptr(),
+        out.data_ptr(),
+        tokens,
+        weight.columns,
+        torch.get_num_threads(),
+    )
+    return out

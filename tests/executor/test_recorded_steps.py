@@ -1,0 +1,66 @@
+"""Decode steps that are repeated from recordings give the bits of those that are not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.native import library
+from kernels.native.library import available
+
+from .builders import Server, save_checkpoint
+
+pytestmark = pytest.mark.skipif(not available(), reason="no native kernels")
+
+_MAX_ROWS = 3
+_BLOCK_SIZE = 4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_every_step_has_the_same_bits(family: str, tmp_path: Path) -> None:
+    """Prompts, decodes of one to four rows, rows that come and go, past several tiles of keys; tied head or not."""
+    save_checkpoint(tmp_path, family, tie_word_embeddings=family == "qwen3")
+    servers = [Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2)]
+    servers[0].runner.record_decodes(_MAX_ROWS, max_blocks=60)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 199, 240).tolist() for _ in range(4)]
+    runs = [[server.admit(prompt) for prompt in prompts] for server in servers]
+    repeated = 0
+    for number in range(150):
+        rows = [0] if number < 60 else sorted(rng.choice(4, rng.integers(1, 5), replace=False).tolist())
+        counts = [7 if number % 40 == 0 and row == rows[0] else 1 for row in rows]
+        ours, plain = (
+            server.step([(own[row], count) for row, count in zip(rows, counts, strict=True)])
+            for server, own in zip(servers, runs, strict=True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+        repeated += len(rows) <= _MAX_ROWS and max(counts) == 1
+    assert repeated > 100
+    assert runs[0][0].computed > 128  # more than two tiles of keys
+
+
+def test_a_step_that_does_not_sample_every_row_runs_as_always(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "qwen3")
+    server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
+    server.runner.record_decodes(_MAX_ROWS, max_blocks=60)
+    rows = [server.admit(range(start, start + 40)) for start in (0, 50)]
+    server.step([(row, 5) for row in rows])
+    batch = server.batch([(row, 1) for row in rows])
+    both = server.runner.compute_logits(batch).clone()
+    assert not torch.equal(both[0], both[1])
+    only_second = replace(batch, sample_indices=batch.sample_indices[1:])
+    assert torch.equal(server.runner.compute_logits(only_second), both[1:])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_every_kernel_of_a_decode_step_can_be_called_without_python(family: str, tmp_path: Path) -> None:
+    """Else its types are missing in replay.cpp, and steps are repeated call by call."""
+    save_checkpoint(tmp_path, family)
+    server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
+    called: dict[str, str] = {}
+    with library.observing(lambda function, _: called.update({function.name: function.letters})):
+        server.step([(server.admit(range(8)), 1)])
+    assert len(called) >= 6
+    assert [name for name, letters in called.items() if not library.signature(letters)] == []

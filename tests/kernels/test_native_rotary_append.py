@@ -1,0 +1,57 @@
+"""The fused rotation and append against its parts, bit by bit."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kernels.kv_append import native as native_append
+from kernels.rotary import apply_rotary, norm_rotary
+from kernels.rotary_append import Rotation, rotary_append
+
+from .test_native_build import ISAS, use_isa
+
+
+@pytest.fixture(autouse=True, scope="module", params=ISAS)
+def _isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield from use_isa(patch, request.param)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("block_size", [4, 16, 48])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 48), (16, 8, 128), (3, 3, 16)])
+def test_bits_are_those_of_the_parts(
+    threads: int, normed: bool, block_size: int, heads: int, kv_heads: int, head_dim: int
+) -> None:
+    """Whatever lies in slots that no token has, and runs of neighbouring slots and single ones, in any order."""
+    torch.manual_seed(0)
+    starts, counts = torch.tensor([5, 100, 40, 160, 33, 96]), [7, 35, 1, 20, 1, 3]
+    slots = torch.cat([start + torch.arange(count) for start, count in zip(starts, counts, strict=True)])
+    projected = torch.randn(len(slots), heads + 2 * kv_heads, head_dim).bfloat16()
+    query, key, value = projected.split([heads, kv_heads, kv_heads], dim=1)
+    angles = torch.randn(len(slots), head_dim // 2) * 10
+    norms = tuple(torch.randn(2, head_dim).bfloat16()) if normed else (None, None)
+    rotation = Rotation(angles.cos(), angles.sin(), *norms, eps=1e-6)
+    shape = (2, 192 // block_size, block_size, kv_heads, head_dim)
+    caches, expected = (torch.full(shape, torch.nan, dtype=torch.bfloat16) for _ in range(2))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        rotated = rotary_append(query, key, value, rotation, caches[0], caches[1], slots, native_append.kv_append)
+        torch.set_num_threads(1)
+        parts = [
+            apply_rotary(x, rotation.cos, rotation.sin)
+            if norm is None
+            else norm_rotary(x, norm, rotation.eps, rotation.cos, rotation.sin)
+            for x, norm in zip((query, key), norms, strict=True)
+        ]
+        for token, slot in enumerate(slots):  # one by one
+            span = slice(token, token + 1)
+            native_append.kv_append(parts[1][span], value[span], expected[0], expected[1], slot.view(1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(rotated, parts[0])
+    assert torch.equal(caches.view(torch.int16), expected.view(torch.int16))
+    assert caches.isnan().sum() == caches.numel() - 2 * key.numel()
