@@ -4,7 +4,7 @@ from collections import deque
 
 _LEAST_SECONDS = 3.0
 _MARGIN = 10.0
-# Until a step of a size has been seen: kernels may still have to be built, memory to be mapped.
+# Until a step of a size or larger has been seen: kernels may still have to be built, memory to be mapped.
 _UNSEEN_SECONDS = 30.0
 _FORGET = 0.99  # per observed step of the size: a cost that does not come again fades within some hundred steps
 
@@ -23,12 +23,14 @@ class StepCosts:
     def patience(self, num_tokens: int) -> float:
         """How long a step of this size may take before it counts as stuck.
 
-        For a size not seen yet the cost grows from that of the next smaller one with the number of tokens.
+        A size not seen yet costs at most what the next larger one does; where there is none, the cost grows from that of
+        the next smaller one with the number of tokens.
         """
         size = _size(num_tokens)
-        if size in self._seconds:
-            return max(_LEAST_SECONDS, _MARGIN * self._seconds[size])
-        smaller = max((seen for seen in self._seconds if seen < size), default=None)
+        known = min((seen for seen in self._seconds if seen >= size), default=None)
+        if known is not None:
+            return max(_LEAST_SECONDS, _MARGIN * self._seconds[known])
+        smaller = max(self._seconds, default=None)
         planned = 0.0 if smaller is None else self._seconds[smaller] * 2 ** (size - smaller)
         return max(_UNSEEN_SECONDS, _MARGIN * planned)
 
