@@ -23,8 +23,8 @@ class StepCosts:
     def patience(self, num_tokens: int) -> float:
         """How long a step of this size may take before it counts as stuck.
 
-        A size not seen yet costs at most what the next larger one does; where there is none, the cost grows from that of
-        the next smaller one with the number of tokens.
+        A size not seen yet costs at most what the next larger one does; where there is none, the cost grows from that
+        of the next smaller one with the number of tokens.
         """
         size = _size(num_tokens)
         known = min((seen for seen in self._seconds if seen >= size), default=None)
