@@ -62,9 +62,11 @@ struct Slots {
     for (i64 begin = first, end; begin < last; begin = end) {
       end = end_of_run(begin, last);
       for (i64 head = first_head; head < last_head; ++head) {
-        const i64 ahead = head + kHeadsAhead;
-        if (ahead < last_head) prefetch(begin, ahead);
-        else if (end < last && ahead - last_head < last_head - first_head) prefetch(end, first_head + ahead - last_head);
+        const i64 left = last_head - head - kHeadsAhead;  // heads of this run after the one to bring in, and itself
+        if (left > 0)
+          prefetch(begin, head + kHeadsAhead);
+        else if (end < last && first_head - left < last_head)
+          prefetch(end, first_head - left);
         for (i64 token = begin; token < end; ++token) body(token, head);
       }
     }

@@ -4,7 +4,8 @@ A row is cut into chunks of the vocabulary that are worked on side by side. ``_e
 logit, ``_draw`` each chunk's best sum of scaled logit and noise, and ``_choose`` the best of a row's chunks. Processors
 (masks, biases, penalties) are those of ``composed``.
 
-Filters are in gpu_filters.py. Arguments that steps differ in are values, not variants of a kernel: none is compiled while requests wait.
+Filters are in gpu_filters.py. Arguments that steps differ in are values, not variants of a kernel: none is compiled
+while requests wait.
 """
 
 import torch

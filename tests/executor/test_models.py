@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from executor_service import weights
 from executor_service.models import UnsupportedCheckpointError, load_config
 from executor_service.models.config import parse_config
 from executor_service.weights import load_model
@@ -208,3 +210,19 @@ def test_dtypes(tmp_path: Path) -> None:
     for dtype, expected in ((None, torch.bfloat16), (torch.float16, torch.float16), (torch.float32, torch.float32)):
         model = load_model(tmp_path, CPU, dtype)
         assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_files_are_mapped_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, "qwen3")
+    whole = load_model(tmp_path, CPU, None).state_dict()
+    opened: list[Path] = []
+
+    def noted(path: Path, framework: str) -> Any:
+        opened.append(path)
+        return safe_open(path, framework)
+
+    monkeypatch.setattr(weights, "safe_open", noted)
+    monkeypatch.setattr(weights, "_MAPPED_BYTES", 20_000)
+    pieces = load_model(tmp_path, CPU, None).state_dict()
+    assert len(opened) > 5
+    assert all(torch.equal(pieces[name], tensor) for name, tensor in whole.items())

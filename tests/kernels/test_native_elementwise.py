@@ -12,6 +12,8 @@ from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rms_norm import reference as norm_reference
 from kernels.rotary import apply_rotary, norm_rotary
 from kernels.rotary import reference as rotary_reference
+from kernels.rotary_angles import reference as angles_reference
+from kernels.rotary_angles import rotary_angles
 
 from .test_native_build import ISAS, use_isa
 
@@ -54,6 +56,18 @@ def test_silu_of_extremes() -> None:
     output = silu_and_mul(torch.cat((gates, torch.ones_like(gates)), dim=-1))
     expected = activation_reference.silu_and_mul(torch.cat((gates, torch.ones_like(gates)), dim=-1))
     torch.testing.assert_close(output, expected, equal_nan=True, rtol=0, atol=1e-30)
+
+
+@pytest.mark.parametrize("size", [1, 10, 64])
+def test_rotary_angles(size: int) -> None:
+    """Far positions too: what cosines and sines need is the whole angle. A row's bits are its own."""
+    positions = torch.tensor([0, 1, 40_959, 131_071, *range(200)])
+    inv_freq = 1.0 / 10_000 ** (torch.arange(size) / size)
+    found = rotary_angles(positions, inv_freq, torch.bfloat16)
+    for values, expected in zip(found, angles_reference.rotary_angles(positions, inv_freq), strict=True):
+        torch.testing.assert_close(values, expected, rtol=0, atol=2e-7)
+    alone = rotary_angles(positions[3:4], inv_freq, torch.bfloat16)
+    assert all(torch.equal(one[0], many[3]) for one, many in zip(alone, found, strict=True))
 
 
 @pytest.mark.parametrize("head_dim", [2, 20, 64, 128, 256])

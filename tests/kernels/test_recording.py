@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear import linear, pack
+from kernels.native import library
 from kernels.native.library import available
 from kernels.native.recording import NotRepeatableError, Scratch, record
 from kernels.rms_norm import add_rms_norm
@@ -19,8 +20,12 @@ def randn(*shape: int) -> Tensor:
 
 
 @needs_native
+@pytest.mark.parametrize("known", [True, False])
 @torch.inference_mode()
-def test_native_calls_and_torch_operations_are_repeated_in_order() -> None:
+def test_native_calls_and_torch_operations_are_repeated_in_order(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also call by call, where C++ does not know the types of one."""
+    if not known:
+        monkeypatch.setattr(library, "signature", lambda letters: 0)
     x, weight, norm = randn(3, 64), pack(randn(96, 64)), randn(64)
 
     def work() -> Tensor:

@@ -150,6 +150,7 @@ def test_before_any_request(setting: Setting) -> None:
     assert executor.value("baton_executor_connected") == executor.value("baton_executor_sessions_total") == 1
     assert executor.value("baton_executor_steps_total") == 0
     assert executor.value("baton_executor_kv_blocks") == BLOCKS
+    assert executor.value("baton_executor_peak_rss_bytes") >= executor.value("process_resident_memory_bytes")
     assert executor.labels("baton_executor_info")[0]["executor"] == "executor-0"
 
 
