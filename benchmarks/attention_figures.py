@@ -32,7 +32,7 @@ WORKING_SET = 1 << 28  # bytes, at least four times a usual last-level cache
 def _caches(blocks: int) -> tuple[Tensor, Tensor]:
     """Keys and values of finite numbers, all memory in place."""
     shape = (blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM)
-    keys, values = (memory.empty(shape, torch.bfloat16).normal_() for _ in range(2))
+    keys, values = (memory.zeros(shape, torch.bfloat16).normal_() for _ in range(2))
     return keys, values
 
 
@@ -111,7 +111,7 @@ def bench_append(repeats: int) -> None:
         rotation = Rotation(angles.cos(), angles.sin(), norm, norm, 1e-6)
         # A token's key lies in all lines of a tile, its value in an eighth of them; a prefill's tokens share them.
         touched = tokens * KV_SIZE * (BLOCK_SIZE + 2 if is_decode else 2) + tokens * HEADS * HEAD_DIM
-        source = memory.empty((len(steps) * len(caches), touched), torch.bfloat16).normal_()
+        source = memory.zeros((len(steps) * len(caches), touched), torch.bfloat16).normal_()
         target = torch.empty_like(source)
         own = partial(_append, caches, steps, query, key, value, rotation)
         others = ForeignLoad()
@@ -142,7 +142,7 @@ def _append(
 def bench_norm(repeats: int) -> None:
     """Residual addition and norm against copies of two tensors, which read and write as much."""
     rows = WORKING_SET // (4 * HIDDEN * 2)
-    x, residual = (memory.empty((rows, HIDDEN), torch.bfloat16).normal_() for _ in range(2))
+    x, residual = (memory.zeros((rows, HIDDEN), torch.bfloat16).normal_() for _ in range(2))
     weight = torch.ones(HIDDEN).bfloat16()
     others = ForeignLoad()
     own = partial(add_rms_norm, x, residual, weight, 1e-6)

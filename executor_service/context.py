@@ -4,14 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from executor_service.metadata.attention import AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceContext:
-    """One step's metadata, set once before the model runs and gone after it."""
+    """One step's metadata, set once before the model runs and gone after it.
+
+    Attributes:
+        attention: where keys and values go, and what queries see.
+        output_rows: int64 [S], the tokens whose hidden states the step wants; None = all.
+    """
 
     attention: AttentionMetadata
+    output_rows: Tensor | None = None
 
 
 _current: InferenceContext | None = None

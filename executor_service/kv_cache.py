@@ -1,17 +1,14 @@
 """The memory that holds keys and values of all attention layers, cut into blocks."""
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from executor_service.models.config import ModelConfig
 from executor_service.models.decoder import CausalLM
+from kernels.native import memory
 from kernels.paged_attention.backends import AttentionBackend
-
-_ALIGNMENT = 64  # bytes, a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +62,5 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros; on CPU the kernel hands out each page when it is first written, so an idle cache takes no RAM."""
-    if device.type != "cpu":
-        return torch.zeros(shape, device=device, dtype=dtype)
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
+    """On CPU an idle cache takes no RAM."""
+    return memory.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, device=device, dtype=dtype)

@@ -117,25 +117,32 @@ class ModelRunner:
         """Hidden states, and the sampled rows' logits where they came with them."""
         if self._recorded is not None and (recorded := self._recorded.run(batch)) is not None:
             return recorded
-        hidden = None if self._graphs is None else self._graphs.run(batch)
-        if hidden is None:
-            metadata = build_attention_metadata(batch, self._kv_cache.block_size, self._model.config.group_size)
-            hidden = self._forward(batch.input_ids, batch.positions, metadata)
-        return hidden, None
+        if self._graphs is not None and (hidden := self._graphs.run(batch)) is not None:
+            return hidden, None
+        metadata = build_attention_metadata(batch, self._kv_cache.block_size, self._model.config.group_size)
+        if batch.prompt_targets is not None or batch.audits:
+            return self._forward(batch.input_ids, batch.positions, metadata), None
+        rows = self._padded(batch.sample_indices)
+        hidden = self._forward(batch.input_ids, batch.positions, metadata, rows)
+        return hidden, self._model.compute_logits(hidden)[: batch.sample_indices.shape[0]]
 
     def _forward_static(self, inputs: StepInputs) -> Tensor:
         metadata = attention_metadata_of(inputs, self._kv_cache.block_size, self._model.config.group_size)
         return self._forward(inputs.input_ids, inputs.positions, metadata)
 
-    def _forward(self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
-        with inference_context(InferenceContext(attention=metadata)):
+    def _forward(
+        self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, output_rows: Tensor | None = None
+    ) -> Tensor:
+        with inference_context(InferenceContext(metadata, output_rows)):
             hidden: Tensor = self._model(input_ids, positions)
         return hidden
 
     def _logits_at(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        """The head sees a padded number of rows, like every other matrix product (``token_rounder``)."""
+        return self._model.compute_logits(hidden.index_select(0, self._padded(indices)))[: indices.shape[0]]
+
+    def _padded(self, indices: Tensor) -> Tensor:
+        """As many indices as a matrix product needs rows (``token_rounder``); what is added repeats the first token."""
+        keys = self._kv_cache.keys[0]
         rows = indices.shape[0]
-        padded = pad_tokens(rows, token_rounder(hidden.device, hidden.dtype, torch.get_num_threads()))
-        if padded > rows:
-            indices = torch.nn.functional.pad(indices, (0, padded - rows))
-        return self._model.compute_logits(hidden.index_select(0, indices))[:rows]
+        padded = pad_tokens(rows, token_rounder(keys.device, keys.dtype, torch.get_num_threads()))
+        return torch.nn.functional.pad(indices, (0, padded - rows)) if padded > rows else indices

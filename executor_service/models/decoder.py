@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from executor_service.context import get_context
 from executor_service.layers.attention import Attention
 from executor_service.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from executor_service.layers.linear import MergedColumnParallelLinear, Packer, RowParallelLinear, empty_parameter
@@ -30,8 +31,8 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype) if config.qk_norm else None
         self.attention = Attention(config.head_dim)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[T, hidden] to [T, hidden]; cos and sin as in ``RotaryEmbedding.angles``."""
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[T, hidden] to [T, hidden], or to [S, hidden] of these rows; cos and sin as in ``RotaryEmbedding.angles``."""
         projected: Tensor = self.qkv_proj(hidden)
         parts = torch.split(projected, self._sizes, dim=-1)
         query, key, value = (torch.unflatten(part, 1, (-1, self._head_dim)) for part in parts)
@@ -39,7 +40,8 @@ class SelfAttention(nn.Module):
             rotation = Rotation(cos, sin, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
         else:
             rotation = Rotation(cos, sin)
-        output: Tensor = self.o_proj(self.attention(query, key, value, rotation).flatten(1))
+        attended = self.attention(query, key, value, rotation).flatten(1)
+        output: Tensor = self.o_proj(attended if rows is None else attended.index_select(0, rows))
         return output
 
 
@@ -70,13 +72,20 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """(output not yet added, residual), both [T, hidden]; the first layer has no residual yet."""
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(output not yet added, residual), both [T, hidden], or [S, hidden] of these rows; the first layer has no
+        residual yet.
+        """
         if residual is None:
             hidden, residual = self.input_layernorm(hidden), hidden
         else:
             hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden, residual = self.post_attention_layernorm.add(self.self_attn(hidden, cos, sin), residual)
+        hidden = self.self_attn(hidden, cos, sin, rows)
+        if rows is not None:
+            residual = residual.index_select(0, rows)
+        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
         return self.mlp(hidden), residual
 
 
@@ -97,13 +106,16 @@ class CausalLM(nn.Module):
         self._rotary = RotaryEmbedding(config.rope, device, dtype)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """int64 [T] token ids and positions to normalised hidden states [T, hidden]. Needs an inference context."""
+        """int64 [T] token ids and positions to normalised hidden states [T, hidden], or [S, hidden] of those tokens
+        that the inference context wants: the last layer computes little more than keys and values of the others.
+        """
         cos, sin = self._rotary.angles(positions)
         hidden: Tensor = self.embed_tokens(input_ids)
-        first, *rest = self.layers
-        hidden, residual = first(hidden, None, cos, sin)
-        for layer in rest:
+        residual: Tensor | None = None
+        *layers, last = self.layers
+        for layer in layers:
             hidden, residual = layer(hidden, residual, cos, sin)
+        hidden, residual = last(hidden, residual, cos, sin, get_context().output_rows)
         return self.norm.add(hidden, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

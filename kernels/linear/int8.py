@@ -31,7 +31,7 @@ class Int8Matrix:
 def pack(weight: Tensor) -> Int8Matrix:
     """Quantise a bfloat16 ``weight`` [N, K]."""
     rows, columns = weight.shape
-    blocks = memory.empty((-(-rows // _BLOCK), -(-columns // 2), _BLOCK * 2), torch.uint8)
+    blocks = memory.zeros((-(-rows // _BLOCK), -(-columns // 2), _BLOCK * 2), torch.uint8)
     scales = torch.empty(rows, dtype=torch.float32)
     _pack(
         weight.data_ptr(),

@@ -19,7 +19,7 @@ _rows = NativeFunction("baton_linear_rows", "pppiin")
 def pack(weight: Tensor, gated: bool) -> PackedMatrix:
     """See ``kernels.linear.pack``."""
     rows, columns = weight.shape
-    blocks = memory.empty((-(-rows // _BLOCK), -(-columns // 2), _BLOCK, 2), weight.dtype)
+    blocks = memory.zeros((-(-rows // _BLOCK), -(-columns // 2), _BLOCK, 2), weight.dtype)
     if gated:
         function, count = _pack_gated, rows // 2
     else:

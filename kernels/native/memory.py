@@ -10,16 +10,17 @@ from torch import Tensor
 _HUGE_PAGE = 2 << 20  # bytes, on x86-64
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory on the CPU, in huge pages where the system has them.
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU, in huge pages where the system has them.
 
     Tensors of gigabytes do not fit into the processor's table of small pages: walking page tables for them costs a
-    quarter of the bandwidth. Only whole huge pages are asked for, so no memory is lost to rounding.
+    quarter of the bandwidth. A page takes RAM, and time, when it is first written: hundreds of times less often than a
+    small one. Only whole huge pages are asked for, so no memory is lost to rounding.
     """
     size = prod(shape) * dtype.itemsize
     whole = size // _HUGE_PAGE * _HUGE_PAGE
     if whole == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype)
     pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = torch.frombuffer(pages, dtype=torch.uint8)  # keeps `pages` mapped
     start = -memory.data_ptr() % _HUGE_PAGE

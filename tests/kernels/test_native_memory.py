@@ -5,13 +5,14 @@ import gc
 import pytest
 import torch
 
-from kernels.native.memory import empty
+from kernels.native.memory import zeros
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 5), (1 << 20,), (3, 700_001)], ids=str)
 def test_shape_and_contents(shape: tuple[int, ...]) -> None:
-    tensors = [empty(shape, torch.bfloat16) for _ in range(3)]
+    tensors = [zeros(shape, torch.bfloat16) for _ in range(3)]
     for value, tensor in enumerate(tensors):
+        assert not tensor.any()
         assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == (shape, torch.bfloat16, True)
         tensor.fill_(value)
     gc.collect()
@@ -20,4 +21,4 @@ def test_shape_and_contents(shape: tuple[int, ...]) -> None:
 
 
 def test_large_memory_starts_on_a_huge_page() -> None:
-    assert empty((2 << 20,), torch.uint8).data_ptr() % (2 << 20) == 0
+    assert zeros((2 << 20,), torch.uint8).data_ptr() % (2 << 20) == 0
