@@ -291,6 +291,7 @@ class ExecutorRegistry:
             case StepResult():
                 return self._receive_result(session, body, now)
             case Heartbeat():
+                session.answered = body.last_settled_step
                 self._resend_plans(session, body.last_step)
                 return []
             case Ready():
@@ -368,4 +369,6 @@ def _reason_of_delay(session: Session, seconds: float) -> tuple[Loss, str]:
     """Why nothing came of the oldest step for so long: what a connection silences in one direction is no stuck step."""
     if session.unreceived and session.unreceived[0][0] == session.settled + 1:
         return Loss.LEASE, f"a plan has not reached it for {seconds:.1f} s, though it is heard"
+    if session.answered > session.settled:
+        return Loss.LEASE, f"its answer to a step has not come for {seconds:.1f} s, though it is heard"
     return Loss.STUCK, f"a step has been running for {seconds:.1f} s"

@@ -95,6 +95,7 @@ class Session:
     seq: int = 0
     dispatched: int = 0
     settled: int = 0
+    answered: int = 0  # the last step whose result it has sent, as it says
     unreceived: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_RUN_AHEAD))
     missing_since: tuple[int, int] = (0, 0)  # (received, dispatched) as of the heartbeat before
     watch: StepWatch = field(default_factory=StepWatch)

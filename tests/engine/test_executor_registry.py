@@ -89,8 +89,8 @@ def ticked_until_lost(registry: ExecutorRegistry, now: float) -> float:
     return now
 
 
-def heartbeat(last_step: int) -> dict[str, object]:
-    return {"heartbeat": pb.Heartbeat(last_step=last_step)}
+def heartbeat(last_step: int, answered: int = 0) -> dict[str, object]:
+    return {"heartbeat": pb.Heartbeat(last_step=last_step, last_settled_step=answered)}
 
 
 def test_a_repeated_hello_gets_the_same_welcome() -> None:
@@ -267,6 +267,20 @@ def test_a_plan_that_does_not_arrive_is_no_stuck_step() -> None:
         now += 0.25
     assert isinstance(events[0], ExecutorLost)
     assert now == pytest.approx(13.25, abs=0.3)
+    assert registry.losses == {Loss.LEASE: 1}
+
+
+def test_a_result_that_does_not_arrive_is_no_stuck_step() -> None:
+    """A result is lost, the executor never hears that it has to be sent again, and its heartbeats come."""
+    registry = joined()
+    registry.dispatch("e", plan(1), 10.0)
+    registry.receive(PEER, frame(timed_result(1, seconds=0.01)), 10.1)
+    registry.dispatch("e", plan(2), 10.1)
+    now = 10.1
+    while not (events := registry.tick(now)):
+        registry.receive(PEER, frame(heartbeat(2, answered=2), acked=2), now)
+        now += 0.25
+    assert isinstance(events[0], ExecutorLost)
     assert registry.losses == {Loss.LEASE: 1}
 
 
