@@ -1,6 +1,10 @@
 """Faults of callers: gRPC answers them, but logs each with a traceback, by which strangers could fill a disk."""
 
 import logging
+import traceback
+from types import SimpleNamespace
+
+from grpc._cython import cygrpc
 
 _LIBRARY = "grpc._cython.cygrpc"
 _MEANINGS = {
@@ -28,6 +32,8 @@ class _OnceWithoutTraceback(logging.Filter):
 
 def log_callers_faults_once() -> None:
     """Log the first of each kind in a line, and no other."""
+    # What it logs when an answer finds nobody any more, gRPC prints as well.
+    cygrpc.traceback = SimpleNamespace(**{**vars(traceback), "print_exc": lambda: None})
     logger = logging.getLogger(_LIBRARY)
     if not any(isinstance(each, _OnceWithoutTraceback) for each in logger.filters):
         logger.addFilter(_OnceWithoutTraceback())
