@@ -99,10 +99,8 @@ def main() -> None:
             done = asyncio.run(prefill(cluster.address, args.max_batched_tokens, args.minutes * 60, args.seed))
             foreign = load.cores()
             scheduler, executor = Metrics(scheduler_port), Metrics(executor_port)
-        losses, sessions = (
-            scheduler.by_label("baton_executor_losses", "reason"),
-            executor.total("baton_executor_sessions"),
-        )
+        losses = scheduler.by_label("baton_executor_losses", "reason")
+        sessions = executor.total("baton_executor_sessions")
         emit(
             bench="false_alarms",
             shape=shape,

@@ -48,10 +48,11 @@ class Completer(Protocol):
 
 
 class InlineCompleter:
-    """Completes a step in the calling thread."""
+    """Completes a step in the calling thread. Of an error one of the ``num_begun`` steps after it may be the cause."""
 
-    def __init__(self, sink: ResultSink) -> None:
+    def __init__(self, sink: ResultSink, num_begun: int = 0) -> None:
         self._sink = sink
+        self._num_begun = num_begun
         self._device_free_at = 0.0
 
     def submit(self, step: LaunchedStep) -> None:
@@ -59,7 +60,7 @@ class InlineCompleter:
         try:
             output = step.output.wait()
         except Exception as error:  # whatever an asynchronous kernel raised
-            self._sink.fault(step.epoch, fault_of(step.step_id, error))
+            self._sink.fault(step.epoch, fault_of(step.step_id + self._num_begun, error))
             return
         done_at = time.monotonic()
         # a plan that arrived before the last step was done never kept the device waiting
@@ -91,7 +92,8 @@ class ThreadCompleter:
 
     def __init__(self, sink: ResultSink) -> None:
         self._sink = sink
-        self._inline = InlineCompleter(sink)
+        # A device that has failed answers every wait with the error, also that for a step before the faulty one.
+        self._inline = InlineCompleter(sink, num_begun=MAX_LAUNCHED_STEPS - 1)
         self._steps: queue.SimpleQueue[LaunchedStep] = queue.SimpleQueue()
         self._may_launch = threading.Semaphore(MAX_LAUNCHED_STEPS - 1)
         threading.Thread(target=self._run, name="copy-wait", daemon=True).start()

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +23,7 @@ LogFormat = Literal["text", "json"]
 RunAhead = Literal["auto"] | Annotated[int, Field(ge=1, le=8)]
 
 _ENV_PREFIX = "BATON_SCHEDULER_"
+_EVERY_ADDRESS = {"0.0.0.0", "::"}
 
 
 class ConfigError(Exception):
@@ -99,6 +100,20 @@ class SchedulerSettings(BaseSettings):
             raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
         if (self.curve_key is None) != (self.executor_keys is None):
             raise ValueError("--curve-key and --executor-keys must be given together")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_are_apart(self) -> "SchedulerSettings":
+        """Each is bound by a process that may start again: it would do so for ever."""
+        ports = {
+            "--port": (self.host, self.port),
+            "--vllm-grpc-port": (self.vllm_grpc_host, self.vllm_grpc_port),
+            "--health-port": (self.health_host, self.health_port),
+            "--metrics-port": (self.metrics_host, self.metrics_port),
+        }
+        for (option, (host, port)), (other, (other_host, other_port)) in combinations(ports.items(), 2):
+            if port and port == other_port and (host == other_host or {host, other_host} & _EVERY_ADDRESS):
+                raise ValueError(f"{option} and {other} must not be the same")
         return self
 
     @property

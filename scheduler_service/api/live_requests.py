@@ -186,13 +186,16 @@ class LiveRequests:
         None: it has been served elsewhere since, so that this copy of the request is of no use any more and is dropped.
 
         Raises:
-            RequestError: ALREADY_EXISTS, it is not the same request; INVALID_ARGUMENT, its resume points are not of
-                this request's output; UNAVAILABLE, the scheduler is shutting down.
+            RequestError: ABORTED, a call that arrived later has it; ALREADY_EXISTS, it is not the same request;
+                INVALID_ARGUMENT, its resume points are not of this request's output; UNAVAILABLE, the scheduler is
+                shutting down.
         """
         if self._draining:
             raise unavailable("the scheduler is shutting down")
         if not live.is_same(validated):
             raise name_in_use()
+        if arrived_at < live.call_arrived_at:
+            raise _taken_over()
         if not live.can_go_on(validated.request.resume):
             live.fail(_taken_over())
             self.drop(live)

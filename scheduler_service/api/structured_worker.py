@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,13 @@ def compile_error(tokenizer: LLTokenizer, grammar: str) -> str:
 
 def is_over(tokenizer: LLTokenizer, grammar: str, token_ids: list[int]) -> bool:
     """Whether ``token_ids`` are a text of the grammar that nothing can follow."""
-    matcher = _matcher(tokenizer, grammar)
+    matcher = _unused_matcher(tokenizer, grammar).deep_copy()
     return all(map(matcher.consume_token, token_ids)) and matcher.is_stopped()
+
+
+@lru_cache(maxsize=1)  # a request asks about all its samples
+def _unused_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    return _matcher(tokenizer, grammar)
 
 
 def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
@@ -81,6 +87,7 @@ def _answer(tokenizer: LLTokenizer, line: str) -> dict[str, str | bool]:
     job = json.loads(line)
     if "token_ids" in job:
         return {"is_over": is_over(tokenizer, job["grammar"], job["token_ids"])}
+    _unused_matcher.cache_clear()  # the memory is for the new one
     try:
         grammar = convert(StructuredKind(job["kind"]), job["texts"])
     except ValueError as error:

@@ -79,6 +79,10 @@ class Cluster:
         """All live requests, for integrity checks."""
         return list(self._requests)
 
+    def moving(self) -> list[Request | None]:
+        """Those on their way from one executor to another, for integrity checks; None for one that is not live."""
+        return [self._requests.get(handle) for handle in self._moves]
+
     # ---------------------------------------------------------------- requests
 
     def add_request(

@@ -32,7 +32,8 @@ def check_integrity(scheduler: Scheduler) -> None:
 
 
 def check_cluster(cluster: Cluster) -> None:
-    """``check_integrity`` of every executor's scheduler, and that every live request is in exactly one place.
+    """``check_integrity`` of every executor's scheduler, that every live request is in exactly one place, and that who
+    is on the way to another executor waits.
 
     Raises:
         IntegrityError: naming the first contradiction found.
@@ -42,6 +43,8 @@ def check_cluster(cluster: Cluster) -> None:
         check_integrity(scheduler)
         places.update(_residents(scheduler))
     _require(places == Counter(cluster.handles()), "a live request is nowhere, or in two places")
+    for request in cluster.moving():
+        _require(request is not None and request.row < 0 and not request.is_held, "who is to move does not")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -221,6 +221,34 @@ async def test_of_several_retries_one_gets_everything(engine: FakeEngine, stub: 
     assert len(engine.submits) == 1
 
 
+async def test_a_retry_that_was_overtaken_does_not_take_the_stream_back(
+    engine: FakeEngine, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve()
+    engine.step_seconds = 0.01
+    request = keeping(max_tokens=100)
+    await break_off(served.stub, request, 3)
+    intake, may_go_on = served.server._intake, asyncio.Event()
+    admit = intake._admit
+
+    async def dawdle(request: Any) -> Any:
+        monkeypatch.undo()
+        await may_go_on.wait()
+        return await admit(request)
+
+    monkeypatch.setattr(intake, "_admit", dawdle)
+    slow = asyncio.ensure_future(code_of(served.stub.GenerateStream(request)))
+    await until(lambda: intake._admit == admit)
+    fast = served.stub.GenerateStream(request)
+    await read(fast, limit=2)
+    may_go_on.set()
+    assert await slow == grpc.StatusCode.ABORTED
+    async for message in fast:
+        if message.WhichOneof("event") == "end":
+            assert message.end.finish_reason == pb.FINISH_REASON_LENGTH
+    assert len(engine.submits) == 1 and not engine.aborted
+
+
 async def test_long_logs_resume_beside_other_requests(engine: FakeEngine, stub: Any) -> None:
     await engine.set_limits(max_total_tokens=1_000_000)
     points = [pb.ResumePoint(sample=index, token_ids=[40] * 50_000) for index in range(8)]

@@ -98,7 +98,8 @@ class Simulation:
         name = rng.choice(sorted(world.shadows))
         event = rng.random()
         if event < 0.25:
-            self.submit() if not self.has_long_answers or len(world.live()) < 8 else None
+            if not self.has_long_answers or len(world.live()) < 8:
+                self.submit()
         elif event < 0.6:
             world.dispatch(name)
         elif event < 0.92:

@@ -38,9 +38,15 @@ class Loaded:
         self.cluster.executor_ready(name, capacity or executor(), 0.0)
         self.in_flight[name] = []
 
-    def submit(self, handle: int, max_tokens: int = LONG, prompt: tuple[int, ...] = (1, 2, 3)) -> None:
+    def submit(
+        self,
+        handle: int,
+        max_tokens: int = LONG,
+        prompt: tuple[int, ...] = (1, 2, 3),
+        sampling: SamplingParams = GREEDY,
+    ) -> None:
         tokens = np.array([*prompt, handle], np.int32)
-        assert self.cluster.add_request(handle, tokens, max_tokens, GREEDY, 0.0) is None
+        assert self.cluster.add_request(handle, tokens, max_tokens, sampling, 0.0) is None
 
     def turn(self, count: int = 1) -> None:
         """Every executor's next plans, and the result of its oldest."""
@@ -246,6 +252,21 @@ def test_who_is_held_or_aborted_on_the_way_goes_nowhere() -> None:
     loaded.turn(20)
     assert loaded.cluster._homes[held] == "a"
     assert not loaded.cluster._moves
+
+
+def test_who_ends_on_the_way_is_forgotten() -> None:
+    loaded = Loaded(0, run_ahead=4)
+    for handle in range(8):
+        loaded.submit(handle, sampling=SamplingParams(stop_token_ids=(9,)))
+    loaded.turn(STAY_TOKENS)
+    loaded.join("b")
+    while not loaded.cluster.moving():
+        loaded.turn()
+    for plan in loaded.in_flight.pop("a"):
+        tokens = np.full(np.count_nonzero(plan.flags & SAMPLE), 9, np.int32)
+        loaded.cluster.settle("a", StepResult(plan.step_id, tokens))
+    assert not loaded.cluster.num_requests
+    check_cluster(loaded.cluster)
 
 
 def test_a_target_that_dies_is_not_waited_for() -> None:

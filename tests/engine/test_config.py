@@ -31,12 +31,21 @@ def test_child_processes_see_the_settings_as_they_were_resolved(monkeypatch: pyt
         (["--model", "m", "--run-ahead", "9"], "--run-ahead: Input should be 'auto' or Input should be less than"),
         (["--model", "m", "--bogus"], "--bogus"),
         (["--model", "m", "--config", "/missing.toml"], "cannot read /missing.toml"),
+        (["--model", "m", "--port", "7", "--health-port", "7"], "--port and --health-port must not be the same"),
+        (
+            ["--model", "m", "--health-port", "7", "--metrics-port", "7", "--metrics-host", "0.0.0.0"],
+            "--health-port and --metrics-port must not be the same",
+        ),
     ],
 )
 def test_wrong_settings_end_in_one_line(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         load_settings(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_one_port_may_be_used_at_several_addresses() -> None:
+    load_settings(["--model", "m", "--port", "7", "--host", "10.0.0.1", "--health-port", "7"])
 
 
 def test_a_port_in_use_is_an_error_also_between_schedulers() -> None:

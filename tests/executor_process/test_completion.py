@@ -81,12 +81,16 @@ def test_timings(pair: tuple[Completer, Sink]) -> None:
     assert third.queued_us >= 200_000
 
 
-def test_error_of_the_device_is_a_fault(pair: tuple[Completer, Sink]) -> None:
-    completer, sink = pair
+@pytest.mark.parametrize(("kind", "last_begun"), [(InlineCompleter, 1), (ThreadCompleter, 2)])
+def test_error_of_the_device_is_a_fault_of_the_last_step_that_may_have_begun(
+    kind: type[InlineCompleter] | type[ThreadCompleter], last_begun: int
+) -> None:
+    sink = Sink()
+    completer = kind(sink)
     completer.submit(launched(1, Gate(0.01, RuntimeError("illegal access"))))
     epoch, fault = sink.sent.get(timeout=5)
     assert isinstance(fault, Fault)
-    assert (epoch, fault.step_id, fault.code) == (3, 1, FaultCode.DEVICE_ERROR)
+    assert (epoch, fault.step_id, fault.code) == (3, last_begun, FaultCode.DEVICE_ERROR)
     assert fault.message == "RuntimeError: illegal access"
     completer.submit(launched(2, Gate(0.01)))  # the completer itself goes on
     assert sink.next().step_id == 2

@@ -205,6 +205,14 @@ MUTANTS = (
         simulated=False,
     ),
     Mutant(
+        "who ends on the way is not forgotten",
+        f"{_CORE}/cluster.py",
+        "            self._moves.pop(end.handle, None)",
+        "            pass",
+        _TEST_HANDOVER,
+        simulated=False,
+    ),
+    Mutant(
         "requests leave with tokens in flight",
         f"{_CORE}/scheduler.py",
         "if one.last_step <= settled and may_leave(one)]",
@@ -455,6 +463,14 @@ MUTANTS = (
         "if live is not None and live.call_arrived_at < taken_over_at:",
         "if live is not None:",
         _TEST_RESUME,
+    ),
+    Mutant(
+        "a retry that was overtaken takes the stream back",
+        f"{_API}/live_requests.py",
+        "if arrived_at < live.call_arrived_at:",
+        "if arrived_at < 0.0:",
+        _TEST_RESUME,
+        simulated=False,
     ),
     Mutant(
         "a copy that lags behind its caller is taken over",
