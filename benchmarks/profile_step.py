@@ -76,9 +76,10 @@ class Product:
     rows_in: int
     rows_out: int
 
-    def us(self, rows: int, limits: Limits) -> float:
-        elements = self.layers * self.rows_in * self.rows_out
-        return limits.us(2.0 * rows * elements, 2.0 * elements)
+    def us(self, rows: int, last_rows: int, limits: Limits) -> float:
+        """Microseconds for ``rows`` in each layer, in the last one for ``last_rows``."""
+        elements = float(self.rows_in * self.rows_out)
+        return limits.us(2.0 * elements * ((self.layers - 1) * rows + last_rows), 2.0 * elements * self.layers)
 
 
 def products(config: ModelConfig) -> dict[str, Product]:
@@ -212,9 +213,11 @@ def kind_limits(
 ) -> dict[str, float]:
     """Microseconds, by kind: of matrix products, and of attention over keys and values.
 
-    ``contexts``: keys that each of the ``rows`` tokens reads; tokens of one prompt read them from memory once.
+    ``contexts``: keys that each of the ``rows`` tokens reads; tokens of one prompt read them from memory once. The last
+    layer goes on from its attention with ``sampled`` rows.
     """
-    least = {kind: one.us(sampled if kind == "head" else rows, limits) for kind, one in products(config).items()}
+    matrices = products(config).items()
+    least = {kind: one.us(rows, rows if kind == "qkv" else sampled, limits) for kind, one in matrices}
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     pairs = float(sum(contexts)) * heads * layers
     stored = sum(contexts) if rows == sampled else max(contexts)  # decodes have a context each, a prompt has one

@@ -19,6 +19,7 @@ from kernels.paged_attention import plan_attention
 logger = logging.getLogger(__name__)
 
 # Larger steps keep the cores busy for far longer than Python takes, and a recording holds some hundred kilobytes.
+# Memory for results is shared by all.
 _MAX_ROWS = 64
 
 Forward = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
@@ -92,7 +93,7 @@ class RecordedSteps:
             return self._head(hidden[0])
 
         try:
-            step = _Step(record(work, self._scratch), hidden[0])
+            step = _Step(record(work, self._scratch), self._scratch.without_claim(hidden[0]))
         except NotRepeatableError as error:
             logger.warning("decode steps are not recorded: %s", error)
             self._max_rows = 0

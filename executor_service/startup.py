@@ -230,7 +230,7 @@ def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape, working_bytes:
         num_blocks = min(fitting, shape.max_rows * shape.blocks_per_row)
     try:
         return KVCache.allocate(shape.config, num_blocks, shape.block_size, shape.device, shape.dtype)
-    except RuntimeError as error:  # torch's, for want of memory
+    except (MemoryError, RuntimeError) as error:  # the latter is torch's, for want of memory
         raise ConfigError(f"{num_blocks} KV blocks do not fit into the memory of {shape.device}") from error
 
 

@@ -10,6 +10,7 @@ use the same: their results agree to rounding, not bit by bit.
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -84,8 +85,8 @@ class NativeFunction:
         self._types: tuple[Any, ...] = tuple(_ARGUMENT_TYPES[kind] for kind in arguments)
 
     def __call__(self, *arguments: float | None) -> None:
-        if _observer is not None:
-            _observer(self, arguments)
+        if _observed.by is not None:
+            _observed.by(self, arguments)
         _resolve(self.name, self._types)(*arguments)
 
     def bind(self, *arguments: float | None) -> Callable[[], object]:
@@ -106,18 +107,25 @@ def signature(letters: str) -> int:
 
 
 _Observer = Callable[[NativeFunction, tuple[float | None, ...]], None]
-_observer: _Observer | None = None
+
+
+class _Observed(threading.local):
+    """Each thread's own: calls of others are none of an observer's business."""
+
+    by: _Observer | None = None
+
+
+_observed = _Observed()
 
 
 @contextmanager
 def observing(observer: _Observer) -> Iterator[None]:
-    """Tell ``observer`` of every native call within the ``with`` block, before it is made."""
-    global _observer
-    outer, _observer = _observer, observer
+    """Tell ``observer`` of every native call of this thread within the ``with`` block, before it is made."""
+    outer, _observed.by = _observed.by, observer
     try:
         yield
     finally:
-        _observer = outer
+        _observed.by = outer
 
 
 @cache

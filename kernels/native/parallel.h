@@ -35,7 +35,7 @@ class Pool {
     threads_.store(threads, std::memory_order_relaxed);
     finished_.store(0, std::memory_order_relaxed);
     const std::uint32_t loop = loop_.load(std::memory_order_relaxed) + 1;
-    next_.store(static_cast<std::uint64_t>(loop) << 32, std::memory_order_release);
+    left_.store(static_cast<std::uint64_t>(loop) << 32 | static_cast<std::uint64_t>(tasks), std::memory_order_release);
     loop_.store(loop, std::memory_order_release);
     loop_.notify_all();
     take_tasks(loop);
@@ -55,20 +55,20 @@ class Pool {
     for (std::uint32_t seen; condition(seen = value.load(std::memory_order_acquire));) value.wait(seen);
   }
 
-  // `next_` holds (loop, task): a thread that comes late finds another loop there, and takes nothing of it by mistake.
-  // Whoever takes a task of a loop keeps that loop, and what the other fields say of it, from ending.
+  // `left_` holds (loop, tasks that nobody has taken): a thread that comes late finds another loop there, or no task left,
+  // and takes nothing, even while the next loop's fields are being written. Whoever takes a task keeps its loop, and what
+  // the other fields say of it, from ending.
   void take_tasks(std::uint32_t loop) {
-    std::uint64_t next = next_.load(std::memory_order_acquire);
-    while (next >> 32 == loop) {
+    std::uint64_t seen = left_.load(std::memory_order_acquire);
+    while (seen >> 32 == loop && static_cast<std::uint32_t>(seen) > 0) {
       void* context = context_.load(std::memory_order_acquire);
       const Run run = run_.load(std::memory_order_acquire);
       const std::uint32_t tasks = tasks_.load(std::memory_order_acquire);
-      const auto task = static_cast<std::uint32_t>(next);
-      if (task >= tasks) return;
-      if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      const std::uint32_t task = tasks - static_cast<std::uint32_t>(seen);
+      if (!left_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
       run(context, task);
       if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) finished_.notify_all();
-      next = next_.load(std::memory_order_acquire);
+      seen = left_.load(std::memory_order_acquire);
     }
   }
 
@@ -83,7 +83,7 @@ class Pool {
 
   std::mutex busy_;
   int workers_ = 0;
-  std::atomic<std::uint64_t> next_{0};
+  std::atomic<std::uint64_t> left_{0};
   std::atomic<std::uint32_t> loop_{0}, finished_{0}, tasks_{0};
   std::atomic<void*> context_{nullptr};
   std::atomic<Run> run_{nullptr};

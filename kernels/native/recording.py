@@ -27,7 +27,9 @@ _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 
 
 class NotRepeatableError(RuntimeError):
-    """The work asked for a value, for a shape that depends on values, or for random numbers."""
+    """The work asked for a value, for a shape that depends on values, for random numbers, or for several new tensors in
+    one operation.
+    """
 
 
 class Scratch:
@@ -35,16 +37,32 @@ class Scratch:
 
     def __init__(self) -> None:
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
+        self._slots: dict[int, NDArray[np.uint8]] = {}  # by address
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised and aligned to a cache line; free again once no tensor uses it any more."""
         count = math.prod(shape)
         size = 1 << (max(_ALIGNMENT, count * dtype.itemsize) - 1).bit_length()
         free = self._free.setdefault(size, [])
-        slot = free.pop() if free else _aligned(size)
+        slot = free.pop() if free else self._allocate(size)
         lease = slot[:]  # an object of its own, which lives as long as a tensor uses the memory
         weakref.finalize(lease, free.append, slot)
         return torch.from_numpy(lease).view(dtype)[:count].view(*shape)
+
+    def without_claim(self, tensor: Tensor) -> Tensor:
+        """The same tensor, but its memory is free for others once ``tensor`` itself is gone: for results that are read
+        before other work runs. A tensor whose memory is not from here is returned as it is.
+        """
+        slot = self._slots.get(_address(tensor))
+        if slot is None:
+            return tensor
+        whole = torch.from_numpy(slot[:]).view(tensor.dtype)
+        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _allocate(self, size: int) -> NDArray[np.uint8]:
+        slot = _aligned(size)
+        self._slots[slot.ctypes.data] = slot
+        return slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +76,7 @@ class NativeCall:
 class Recording:
     """Calls in their order, and the tensor that they fill."""
 
-    def __init__(self, calls: Iterable[NativeCall | Callable[[], object]], output: Tensor) -> None:
+    def __init__(self, calls: Iterable[NativeCall | Callable[[], object]], output: Tensor, scratch: Scratch) -> None:
         self._calls: list[Callable[[], object]] = []
         natives: list[NativeCall] = []
         for call in calls:
@@ -72,9 +90,13 @@ class Recording:
         if natives:
             self._calls.append(join(natives))
         self.output = output
+        self._scratch = scratch  # calls have addresses in its memory
 
     def replay(self) -> None:
-        """Make the calls again: they read anew whatever the work read, and fill ``output`` again."""
+        """Make the calls again: they read anew whatever the work read, and fill ``output`` again.
+
+        Its values last until something else is recorded or repeated with the same scratch.
+        """
         for call in self._calls:
             call()
 
@@ -105,7 +127,7 @@ def record(work: Callable[[], Tensor], scratch: Scratch) -> Recording:
     recorder = _Recorder(scratch)
     with recorder, library.observing(recorder.note):
         output = work()
-    return Recording(recorder.calls, output)
+    return Recording(recorder.calls, scratch.without_claim(output), scratch)
 
 
 class _Recorder(TorchDispatchMode):
@@ -139,6 +161,8 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         known = {_address(tensor) for tensor in _tensors([*args, *kwargs.values()])}
         if any(_address(tensor) not in known for tensor in _tensors([result])):
+            if not isinstance(result, Tensor):
+                raise NotRepeatableError(f"{func} cannot be repeated")
             self.calls.append(partial(_refill, result, partial(func, *args, **kwargs)))
         elif func._schema.is_mutable:
             self.calls.append(partial(func, *args, **kwargs))

@@ -1,13 +1,14 @@
 """The house promise: a row's logits are the same bits alone and in any batch, chunking, placement and padding."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from .builders import Run, Server, save_checkpoint
+from .builders import Run, Server, greedy, save_checkpoint
 
 TINY = {"num_attention_heads": 7, "num_key_value_heads": 1}
 WIDE = {
@@ -90,6 +91,25 @@ def test_rows_do_not_depend_on_their_batch(checkpoint: Path, dtype: torch.dtype)
     assert torch.equal(chunks_among_others, expected)
     token_by_token = run_in_chunks(server, server.admit(tokens), always(1), mates=3)
     assert torch.equal(token_by_token, expected)
+
+
+@pytest.mark.usefixtures("threads")
+def test_rows_do_not_depend_on_which_tokens_are_sampled(checkpoint: Path, dtype: torch.dtype) -> None:
+    """The last layer goes on with rows that are sampled only: with few of them, or with none at all."""
+    server = Server.start(checkpoint, dtype)
+    tokens = prompt(server.rng, 60)
+    expected = run_in_chunks(server, server.admit(tokens), always(60))
+    run, mate = server.admit(tokens), server.admit(prompt(server.rng, 40))
+    for count, sampled in ((20, []), (25, [24]), (1, []), (13, [0, 5, 12])):
+        everything = server.batch([(run, count), (mate, 10)])
+        indices = torch.tensor(sampled, dtype=torch.int64)
+        batch = replace(everything, sample_indices=indices, sampling=greedy(len(sampled)))
+        logits = server.runner.compute_logits(batch)
+        assert torch.equal(logits, expected[run.computed + indices])
+        assert torch.equal(server.runner.run(batch).token_ids, logits.argmax(1))
+        for part, computed in ((run, count), (mate, 10)):
+            part.computed += computed
+    assert torch.equal(server.step([(run, 1)])[0], expected[59:])
 
 
 @pytest.mark.usefixtures("threads")

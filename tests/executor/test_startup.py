@@ -45,6 +45,12 @@ def test_an_impossible_backend_is_one_line(checkpoint: Path) -> None:
         prepare(settings(checkpoint, dtype="float32", attention_backend="triton"))
 
 
+def test_too_many_blocks_are_one_line(checkpoint: Path) -> None:
+    options = settings(checkpoint, dtype="float32").model_copy(update={"num_blocks": 1 << 45})
+    with pytest.raises(ConfigError, match=f"^{1 << 45} KV blocks do not fit into the memory of cpu$"):
+        prepare(options)
+
+
 @pytest.mark.skipif(not available(), reason="no native kernels")
 def test_int8_weights_are_another_model(checkpoint: Path) -> None:
     """A scheduler refuses executors of another model: no stream goes from these weights to those."""

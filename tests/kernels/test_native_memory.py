@@ -20,5 +20,11 @@ def test_shape_and_contents(shape: tuple[int, ...]) -> None:
         assert (tensor == value).all()
 
 
+@pytest.mark.parametrize("size", [1 << 50, 1 << 70])
+def test_want_of_memory_is_an_error_of_its_own(size: int) -> None:
+    with pytest.raises(MemoryError, match=str(size)):
+        zeros((size,), torch.uint8)
+
+
 def test_large_memory_starts_on_a_huge_page() -> None:
     assert zeros((2 << 20,), torch.uint8).data_ptr() % (2 << 20) == 0

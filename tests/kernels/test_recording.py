@@ -1,6 +1,8 @@
 """Recorded work, repeated on new values: what is read anew, what memory is shared, what is refused."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -69,6 +71,36 @@ def test_a_recording_keeps_what_it_reads() -> None:
     assert recording.output.tolist() == [2, 4, 6]
 
 
+@needs_native
+@torch.inference_mode()
+def test_results_of_many_recordings_share_memory() -> None:
+    """Each is valid until the next: a recording for each number of rows must not cost memory for all their logits."""
+    x, weight = randn(8, 64), pack(randn(96, 64))
+    scratch = Scratch()
+
+    def work(rows: int) -> Tensor:
+        return linear(linear(x[:rows], weight, None, None)[:, :64], weight, None, torch.float32)
+
+    recordings = {rows: record(partial(work, rows), scratch) for rows in (6, 7, 8)}
+    assert len({recording.output.data_ptr() for recording in recordings.values()}) == 1
+    for rows in (8, 6, 7, 8):
+        recordings[rows].replay()
+        assert torch.equal(recordings[rows].output, work(rows))
+
+
+@needs_native
+@torch.inference_mode()
+def test_calls_of_another_thread_are_not_recorded() -> None:
+    """Their memory is gone when the recording is repeated."""
+    x, weight = randn(3, 64), pack(randn(96, 64))
+    notes: list[str] = []
+    with library.observing(lambda function, _: notes.append(function.name)), ThreadPoolExecutor(1) as pool:
+        pool.submit(linear, x, weight, None, None).result()
+        assert notes == []
+        linear(x, weight, None, None)
+        assert notes == ["baton_linear"]
+
+
 @pytest.mark.parametrize(
     "work",
     [
@@ -76,9 +108,10 @@ def test_a_recording_keeps_what_it_reads() -> None:
         lambda x: x[x > 0],
         torch.nonzero,
         lambda x: x + torch.rand(3),
+        lambda x: x.sort()[0],
     ],
 )
-def test_what_depends_on_values_is_refused(work: Callable[[Tensor], Tensor]) -> None:
+def test_what_cannot_be_repeated_is_refused(work: Callable[[Tensor], Tensor]) -> None:
     x = torch.arange(3.0)
     with pytest.raises(NotRepeatableError, match="aten"):
         record(lambda: work(x), Scratch())
