@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def kernel_fingerprint(device: torch.device, dtype: torch.dtype, block_size: int
         "block": str(block_size),
         "kernels": selection(torch.empty(0, device=device, dtype=dtype)).partition(" (")[0].replace(" ", ":"),
         "attention": attention,
+        "libc": "".join(platform.libc_ver()),  # logarithms and angles are its own
         "llguidance": version("llguidance"),
         "code": _code_digest(),
     }
