@@ -143,6 +143,11 @@ class ExecutorNode:
         """The scheduler it talks to."""
         return self._choice.home
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step runs, or hangs."""
+        return self._is_busy
+
     # ---------------------------------------------------------------- faults
 
     def kill(self, *, silently: bool = False) -> None:

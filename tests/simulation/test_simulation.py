@@ -12,7 +12,7 @@ from tests.simulation.running import Report, simulate
 from tests.simulation.text import expected_text
 
 SECONDS = float(os.environ.get("SIMULATION_SECONDS", "20"))
-FIXED = range(8)
+FIXED = (*range(8), 7000184)  # in the last one an executor still hangs when all the others have come to rest
 # Without these the runs would be worth nothing.
 RARE = (
     "preemptions",

@@ -158,6 +158,7 @@ class World:
             self._call(endpoints, caller)
         await self._until(lambda: not self._tasks, "requests do not end in a healthy cluster")
         require(all(one.outcome == "finished" for one in late), f"in a healthy cluster: {[c.outcome for c in late]}")
+        await self._until(self._is_at_rest, "executors do not come to rest")
         await self._check_drain(endpoints)
         await asyncio.sleep(3.0)  # longer than any resume window
         for pod in self.pods.values():
@@ -305,6 +306,10 @@ class World:
         everybody = len(self.pods) == len(self._slots) and all(node.is_alive for node in self.executors.values())
         needed = all(pod.engine._cluster.num_serving for pod in self.pods.values())
         return everybody and serving == len(self.specs) and needed
+
+    def _is_at_rest(self) -> bool:
+        """Besides, no step runs: who hung when the trouble ended still does, and its scheduler may not know it yet."""
+        return self._is_complete() and not any(node.is_busy for node in self.executors.values())
 
     # ---------------------------------------------------------------- callers
 
