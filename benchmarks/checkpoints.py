@@ -8,6 +8,7 @@ from baton.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from benchmarks.figures import note
 
 DTYPE: Final = "bfloat16"
+DEFAULT_MODELS = Path("~/.cache/baton/models").expanduser()
 DEFAULT_SHAPES = ("qwen3-small", "qwen3-0.6b")
 
 
@@ -25,5 +26,6 @@ def add_model_options(parser: argparse.ArgumentParser, shapes: tuple[str, ...] =
     parser.add_argument(
         "--shapes", nargs="*", choices=SHAPES, default=list(shapes), metavar="SHAPE", help="of " + ", ".join(SHAPES)
     )
-    default = Path("~/.cache/baton/models").expanduser()
-    parser.add_argument("--models", type=Path, default=default, help=f"where checkpoints are kept (default {default})")
+    parser.add_argument(
+        "--models", type=Path, default=DEFAULT_MODELS, help=f"where checkpoints are kept (default {DEFAULT_MODELS})"
+    )

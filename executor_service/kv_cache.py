@@ -55,6 +55,11 @@ class KVCache:
             block_size=block_size,
         )
 
+    def touch(self) -> None:
+        """Take all of the memory now, rather than page by page while steps wait for it."""
+        for tensor in (*self.keys, *self.values):
+            tensor.zero_()
+
     def bind(self, model: CausalLM, backend: AttentionBackend) -> None:
         """Give each attention layer of ``model`` its own pair of tensors, and the ``backend`` that reads them."""
         for attention, key_cache, value_cache in zip(model.attention_layers(), self.keys, self.values, strict=True):

@@ -25,7 +25,7 @@ from executor_service.inbox import Inbox, Stop
 from executor_service.kv_cache import KVCache
 from executor_service.link import Link
 from executor_service.masks import MaskSource
-from executor_service.memory import default_kv_bytes, peak_bytes
+from executor_service.memory import available_ram, default_kv_bytes, peak_bytes
 from executor_service.metrics import ExecutorMetrics, MeteredLauncher, MeteredLink, serve_metrics
 from executor_service.model_runner import ModelRunner
 from executor_service.models import CausalLM, ModelConfig, UnsupportedCheckpointError, load_config
@@ -216,10 +216,13 @@ def _build_runner(
 
 
 def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape, working_bytes: int) -> KVCache:
-    """As many blocks as were asked for or as fit into what the weights left, but no more than could ever be used."""
+    """As many blocks as were asked for or as fit into what the weights left, but no more than could ever be used.
+
+    RAM that somebody asked for is taken at once: if it is not there, that shows now and not in the middle of streams.
+    """
     num_blocks = settings.num_blocks
+    per_block = KVCache.bytes_per_block(shape.config, shape.block_size, shape.dtype)
     if num_blocks is None:
-        per_block = KVCache.bytes_per_block(shape.config, shape.block_size, shape.dtype)
         if settings.kv_memory is None:
             memory = default_kv_bytes(shape.device, working_bytes)
         else:
@@ -228,10 +231,17 @@ def _allocate_kv_cache(settings: ExecutorSettings, shape: _Shape, working_bytes:
         if fitting < 1:
             raise ConfigError(f"--kv-memory: {memory} bytes do not hold two blocks of {per_block} bytes")
         num_blocks = min(fitting, shape.max_rows * shape.blocks_per_row)
+    is_reserved = shape.device.type == "cpu" and (settings.num_blocks is not None or settings.kv_memory is not None)
+    problem = f"{num_blocks} KV blocks do not fit into the memory of {shape.device}"
+    if is_reserved and num_blocks * per_block > available_ram():
+        raise ConfigError(problem)
     try:
-        return KVCache.allocate(shape.config, num_blocks, shape.block_size, shape.device, shape.dtype)
+        kv_cache = KVCache.allocate(shape.config, num_blocks, shape.block_size, shape.device, shape.dtype)
     except (MemoryError, RuntimeError) as error:  # the latter is torch's, for want of memory
-        raise ConfigError(f"{num_blocks} KV blocks do not fit into the memory of {shape.device}") from error
+        raise ConfigError(problem) from error
+    if is_reserved:
+        kv_cache.touch()
+    return kv_cache
 
 
 def _build_launcher(
