@@ -263,6 +263,7 @@ MUTANTS = (
         f"{_CORE}/suspicion.py",
         "return self.streak >= _DEATHS_TO_FAIL or self.total >= _MAX_DEATHS",
         "return False",
+        _TEST_CORE,
     ),
     Mutant(
         "suspicion is never cleared",
