@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attention_figures import bench_append, bench_attention, bench_norm, bench_prefill
+from benchmarks.batches import greedy
 from benchmarks.checkpoints import add_model_options, cached_checkpoint
 from benchmarks.contenders import alternate, read, reference_kernels
 from benchmarks.environment import environment
@@ -27,7 +28,6 @@ from executor_service.model_runner import ModelRunner
 from executor_service.weights import load_model
 from kernels.linear import Matrix, PackedMatrix, linear, pack
 from kernels.native import library
-from kernels.sampling import SamplingBatch
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 16
@@ -111,7 +111,6 @@ def decode_batch(rows: int, vocab_size: int, rounder: int, dummy_block: int) -> 
     padding = pad_tokens(rows, rounder) - rows
     slots = tables[:, -1].long() * BLOCK_SIZE + BLOCK_SIZE - 1
     starts, lengths = np.arange(rows + 1, dtype=np.int32), np.full(rows, CONTEXT, np.int32)
-    zeros = torch.zeros(rows)
     return InputBatch(
         dimensions=BatchDimensions(rows, 0, rows),
         input_ids=torch.randint(0, vocab_size, (rows + padding,)),
@@ -121,16 +120,7 @@ def decode_batch(rows: int, vocab_size: int, rounder: int, dummy_block: int) -> 
         seq_lens=torch.from_numpy(lengths),
         block_tables=tables,
         sample_indices=torch.arange(rows),
-        sampling=SamplingBatch(
-            temperature=zeros,
-            top_k=zeros.int(),
-            top_p=torch.ones(rows),
-            seed=zeros.long(),
-            position=zeros.long(),
-            all_greedy=True,
-            any_top_k=False,
-            any_top_p=False,
-        ),
+        sampling=greedy(rows),
         host_query_start_loc=starts,
         host_seq_lens=lengths,
     )

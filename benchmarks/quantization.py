@@ -15,6 +15,7 @@ from torch import Tensor
 
 from baton import LLM, Completion, SamplingParams
 from baton.checkpoints import TINY_PYTHON
+from benchmarks.batches import greedy
 from benchmarks.checkpoints import add_model_options, cached_checkpoint
 from benchmarks.environment import environment
 from benchmarks.figures import emit, run_main
@@ -24,7 +25,6 @@ from executor_service.kv_cache import KVCache
 from executor_service.model_runner import ModelRunner
 from executor_service.weights import load_model
 from kernels.linear import Quantization
-from kernels.sampling import SamplingBatch
 
 CPU: Final = torch.device("cpu")
 BLOCK_SIZE: Final = 16
@@ -58,7 +58,6 @@ class Scorer:
         """float64 [T, vocabulary]."""
         count = len(tokens)
         starts, lengths = np.array([0, count], np.int32), np.array([count], np.int32)
-        zeros = torch.zeros(count)
         batch = InputBatch(
             dimensions=BatchDimensions(count, 1, 0),
             input_ids=torch.tensor(tokens),
@@ -68,16 +67,7 @@ class Scorer:
             seq_lens=torch.from_numpy(lengths),
             block_tables=torch.arange(self._cache.num_blocks).int()[None],
             sample_indices=torch.arange(count),
-            sampling=SamplingBatch(
-                temperature=zeros,
-                top_k=zeros.int(),
-                top_p=torch.ones(count),
-                seed=zeros.long(),
-                position=zeros.long(),
-                all_greedy=True,
-                any_top_k=False,
-                any_top_p=False,
-            ),
+            sampling=greedy(count),
             host_query_start_loc=starts,
             host_seq_lens=lengths,
         )

@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.mutants.catalogue import MUTANTS, Mutant
+from tests.mutants.catalogue import MUTANTS
+from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 _PARTS = ("client", "executor_service", "kernels", "protos", "pyproject.toml", "scheduler_service", "tests")
