@@ -15,7 +15,7 @@ from scheduler_service.api.checkpoint import load_checkpoint
 from scheduler_service.api.request_key import RequestKey
 
 from .conftest import Serve, until
-from .fake_engine import FakeEngine
+from .fake_engine import FakeEngine, token_of
 from .reading import StreamRead, ask, read, resumed
 
 WINDOW = 60_000
@@ -282,8 +282,14 @@ async def test_another_request_of_the_same_name_is_refused(
 
 
 async def test_a_retry_that_claims_what_was_never_sent_is_refused(engine: FakeEngine, stub: Any) -> None:
+    def token(submit: engine_pb2.Submit, index: int) -> int:
+        engine.paused |= index == 20
+        return token_of(submit, index)
+
+    engine.token = token  # however late the reader is, it has not got all 60
     request = keeping(max_tokens=60)
     begun = await break_off(stub, request, 5)
+    await until(lambda: engine.paused)
     ids = begun.only.token_ids
     for wrong in ([*ids[:-1], (ids[-1] + 1) % 512], [*ids, *range(60 - len(ids))]):
         point = pb.ResumePoint(sample=0, token_ids=wrong)
@@ -292,6 +298,7 @@ async def test_a_retry_that_claims_what_was_never_sent_is_refused(engine: FakeEn
     point = pb.ResumePoint(sample=0, token_ids=ids, text_offset=1000)
     call = stub.GenerateStream(resumed(request, begun.start, point))
     assert await code_of(call) == grpc.StatusCode.INVALID_ARGUMENT
+    engine.paused = False
     assert len((await stub.Generate(request)).samples[0].token_ids) == 60
     assert len(engine.submits) == 1
 

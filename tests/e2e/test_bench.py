@@ -22,6 +22,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def check(one: dict[str, Any], requests: int, tokens: int) -> None:
+    """``tokens`` are so many that no reader, however late, gets all of a stream in one message."""
     assert (one["requests"], one["errors"], one["cut_off"]) == (requests, {}, 0)
     assert one["output_tokens"] == requests * tokens
     assert one["requests_per_s"] == pytest.approx(requests / one["seconds"], rel=0.01)
@@ -35,7 +36,7 @@ def test_an_open_loop_with_a_shared_prefix(cluster: LocalCluster, client: Client
     report, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     done = bench(
         *("--server", cluster.address, "--rate", "20", "--num-requests", "24", "--shared-prefix", "64"),
-        *("--input-tokens", "uniform:8-24", "--output-tokens", "12", "--seed", "3", "--slo", "ttft=60s,itl=60s"),
+        *("--input-tokens", "uniform:8-24", "--output-tokens", "32", "--seed", "3", "--slo", "ttft=60s,itl=60s"),
         *("--json", str(report), "--plot", str(plot)),
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -43,7 +44,7 @@ def test_an_open_loop_with_a_shared_prefix(cluster: LocalCluster, client: Client
         assert words in done.stdout
     document = json.loads(report.read_text())
     (one,) = document["runs"]
-    check(one, 24, 12)
+    check(one, 24, 32)
     assert 24 * (64 + 8) <= one["input_tokens"] <= 24 * (64 + 24)
     assert one["cached_tokens"] >= 24 * 64 - 16  # the warm-up has left the prefix; a last block may be computed again
     assert one["goodput"]["share"] == 1.0
@@ -54,21 +55,21 @@ def test_an_open_loop_with_a_shared_prefix(cluster: LocalCluster, client: Client
 
 def test_a_sweep(cluster: LocalCluster, tmp_path: Path) -> None:
     plot = tmp_path / "sweep.png"
-    arguments = ("--sweep", "concurrency:1,4", "--num-requests", "12", "--input-tokens", "16", "--output-tokens", "8")
+    arguments = ("--sweep", "concurrency:1,4", "--num-requests", "12", "--input-tokens", "16", "--output-tokens", "32")
     done = bench("--server", cluster.address, *arguments, "--json", "-", "--plot", str(plot))
     assert (done.returncode, done.stderr) == (0, "")
     runs = json.loads(done.stdout)["runs"]
     assert [one["load"] for one in runs] == [{"concurrency": 1}, {"concurrency": 4}]
     for one in runs:
-        check(one, 12, 8)
+        check(one, 12, 32)
     assert plot.read_bytes().startswith(PNG)
 
 
 def test_a_private_cluster(checkpoint_f32: Path) -> None:
-    arguments = ("--concurrency", "2", "--num-requests", "4", "--input-tokens", "8", "--output-tokens", "4")
+    arguments = ("--concurrency", "2", "--num-requests", "4", "--input-tokens", "8", "--output-tokens", "64")
     done = bench("--model", str(checkpoint_f32), *arguments, "--json", "-")
     assert done.returncode == 0, done.stderr
-    check(json.loads(done.stdout)["runs"][0], 4, 4)
+    check(json.loads(done.stdout)["runs"][0], 4, 64)
 
 
 def test_progress_is_on_the_terminal(cluster: LocalCluster) -> None:
