@@ -6,6 +6,7 @@ The engine is the real process behind its real sockets; this benchmark plays the
 import argparse
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import zmq
@@ -38,7 +39,7 @@ class ApiProcess:
         self.ready_executors = 0
         self._send(attach=pb.Attach())
 
-    def _send(self, **body: object) -> None:
+    def _send(self, **body: Any) -> None:
         self._socket.send(pb.ToEngine(**body).SerializeToString())
 
     def submit(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import zmq
@@ -133,7 +133,7 @@ class EngineCaller:
         self._next_handle += 1
         self._send(submit=submit)
 
-    def _send(self, **body: object) -> None:
+    def _send(self, **body: Any) -> None:
         self._socket.send(pb.ToEngine(**body).SerializeToString())
 
     def _receive(self, timeout: float) -> pb.FromEngine:

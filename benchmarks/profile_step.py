@@ -7,13 +7,12 @@ need not come from the same step as another's.
 """
 
 import argparse
-import dataclasses
 import gc
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from unittest import mock
 
@@ -32,9 +31,11 @@ from executor_service.block_tables import BlockTables
 from executor_service.config import ExecutorSettings
 from executor_service.executor import StepLauncher
 from executor_service.kv_cache import KVCache
+from executor_service.layers.embedding import ParallelLMHead
+from executor_service.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from executor_service.model_runner import ModelRunner
 from executor_service.models.config import ModelConfig
-from executor_service.models.decoder import CausalLM
+from executor_service.models.decoder import CausalLM, DecoderLayer
 from executor_service.step_plan import EXPLICIT, SAMPLE, Admission, Int32s, RowSampling, StepPlan
 from kernels.linear import linear, pack
 from kernels.native import library
@@ -185,21 +186,19 @@ class Executor:
 
 def _addresses(model: CausalLM) -> dict[int, str]:
     """Where the matrices of each kind lie."""
-    found: dict[int, str] = {}
+    modules: list[tuple[str, ParallelLMHead | MergedColumnParallelLinear | RowParallelLinear]]
     modules = [("head", model.lm_head)]
+    found: dict[int, str] = {}
     for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
         attention, mlp = layer.self_attn, layer.mlp
         modules += [("qkv", attention.qkv_proj), ("o", attention.o_proj)]
         modules += [("gate_up", mlp.gate_up_proj), ("down", mlp.down_proj)]
     for kind, module in modules:
         matrix = module._matrix
-        values = vars(matrix).values() if hasattr(matrix, "__dict__") else _fields(matrix)
-        found |= {value.data_ptr(): kind for value in values if isinstance(value, Tensor)}
+        parts = [matrix] if isinstance(matrix, Tensor) else [getattr(matrix, field.name) for field in fields(matrix)]
+        found |= {part.data_ptr(): kind for part in parts if isinstance(part, Tensor)}
     return found
-
-
-def _fields(matrix: object) -> list[object]:
-    return [getattr(matrix, field.name) for field in dataclasses.fields(matrix)]  # type: ignore[arg-type]
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import zmq
@@ -157,7 +158,7 @@ class ShadowExecutors:
             else:
                 shadow.idle_since = end
 
-    def _send(self, shadow: Shadow, **body: object) -> None:
+    def _send(self, shadow: Shadow, **body: Any) -> None:
         envelope = pb.Envelope(
             version=1,
             scheduler_id=shadow.scheduler_id,

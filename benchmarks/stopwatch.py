@@ -105,9 +105,8 @@ class Stopwatch:
         call, join = NativeFunction.__call__, recording.join
 
         def timed_call(function: NativeFunction, *arguments: float | None) -> None:
-            if not self._is_on:
-                return call(function, *arguments)
-            return self.timed(self.kind_of(function.name, arguments), call)(function, *arguments)
+            timed = self.timed(self.kind_of(function.name, arguments), call) if self._is_on else call
+            timed(function, *arguments)
 
         def timed_join(calls: Sequence[recording.NativeCall]) -> Callable[[], object]:
             joined, singly = join(calls), [one.function.bind(*one.arguments) for one in calls]

@@ -155,7 +155,7 @@ def load_settings(arguments: Sequence[str]) -> SchedulerSettings:
     try:
         if path is not None and not path.is_file():
             raise ConfigError(f"--config: cannot read {path}")
-        return WithFile(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+        return WithFile(_cli_parse_args=list(arguments))
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from error
     except SettingsError as error:

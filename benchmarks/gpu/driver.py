@@ -86,7 +86,7 @@ class Driver:
         self._builder = BatchBuilder(rows, self._tables, device, rounder)
         start_copy: Callable[[SampledTokens, StepReport], StepOutput] = HostStepOutput
         if device.type == "cuda":
-            start_copy = partial(DeviceStepOutput, copy_stream=torch.cuda.Stream(device))
+            start_copy = partial(DeviceStepOutput, copy_stream=torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
         self.launcher = StepLauncher(rows, self._applier, self._builder, self.runner, start_copy)
         self._free = np.random.default_rng(0).permutation(num_blocks).astype(np.int32)
         self._blocks: dict[int, np.ndarray] = {}

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -27,14 +28,16 @@ def seconds(work: Callable[[], object], repeats: int = 20) -> float:
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     for _ in range(3):
         work()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    event = partial(torch.cuda.Event, enable_timing=True)
+    pairs = [(event(), event()) for _ in range(repeats)]
     for began, ended in pairs:
         flush.zero_()
         began.record()
         work()
         ended.record()
     torch.cuda.synchronize()
-    return statistics.median(began.elapsed_time(ended) for began, ended in pairs) / 1e3
+    milliseconds: float = statistics.median(began.elapsed_time(ended) for began, ended in pairs)
+    return milliseconds / 1e3
 
 
 def measure_roofline() -> Roofline:
@@ -143,7 +146,7 @@ def _elementwise(model: str, shape: AttentionShape, roofline: Roofline) -> Itera
         gate_up = random((tokens, 2 * inner), device, dtype, 3)
         heads = shape.heads + 2 * shape.kv_heads
         fused = random((tokens, heads, shape.head_dim), device, dtype, 4)
-        query, key, value = fused.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        query, key, value = torch.split(fused, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
         angles = random((tokens, shape.head_dim // 2), device, torch.float32, 5)
         rotation = Rotation(angles.cos(), angles.sin(), weight[: shape.head_dim], weight[: shape.head_dim], 1e-6)
         cache = torch.zeros((2, tokens, 1, shape.kv_heads, shape.head_dim), device=device, dtype=dtype)

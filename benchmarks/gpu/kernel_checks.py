@@ -83,7 +83,7 @@ def _rotary_errors(device: torch.device, dtype: torch.dtype) -> Iterator[float]:
 
     tokens, heads, kv_heads, dim = (5, 4, 2, 20) if device.type == "cpu" else (700, 32, 8, 128)
     fused = random((tokens, heads + 2 * kv_heads, dim), device, dtype, 0)
-    query, key, value = fused.split([heads, kv_heads, kv_heads], dim=1)
+    query, key, value = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
     norm = random((dim,), device, dtype, 1)
     angles = random((tokens, dim // 2), device, torch.float32, 2, scale=10.0)
     slots = torch.randperm(tokens + 9, generator=torch.Generator().manual_seed(3))[:tokens].to(device)

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,6 +138,7 @@ def check_exact_kernels(device: torch.device) -> Iterator[Record]:
     from benchmarks.gpu.cases import random
     from kernels.linear import gpu
 
+    counts: tuple[int, ...]
     if device.type == "cpu":
         shapes, counts, dtype = [(70, 50)], (1, 2, 17), torch.float32
     else:
@@ -161,7 +163,8 @@ def check_transformers(device: torch.device) -> Iterator[Record]:
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = Path(directory) / family
             write_random_checkpoint(SHAPES[family], checkpoint, dtype="float32")
-            reference = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+            reference: Any = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+            reference.to(device)
             model = load_model(checkpoint, device, torch.float32)
         options = DriverOptions(device, torch.float32, max_rows=rows, max_tokens=8192, max_len=longest + count)
         prompts = _prompts(rows, longest)

@@ -77,4 +77,4 @@ def check_parity(device: torch.device) -> Iterator[Record]:
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **outputs(torch.device("cpu")))
+    np.savez(sys.argv[1], allow_pickle=False, **outputs(torch.device("cpu")))

@@ -133,7 +133,7 @@ def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
 
 def cluster_status(response: pb.GetClusterStatusResponse) -> ClusterStatus:
     executors = tuple(_executor_status(one) for one in response.executors)
-    return ClusterStatus(response.scheduler_id, response.queued_requests, executors)
+    return ClusterStatus(response.scheduler_id, response.queued_requests, executors, response.oldest_queued_us)
 
 
 def _executor_status(status: pb.ExecutorStatus) -> ExecutorStatus:

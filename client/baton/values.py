@@ -215,6 +215,12 @@ class ExecutorStatus:
 
     Of answered steps, ``computed_tokens`` are input tokens (of prompts, of decodes, of what was computed again) and
     ``sampled_tokens`` output tokens.
+
+    Attributes:
+        stale_tokens: sampled for requests that had ended meanwhile.
+        audited_tokens, audit_mismatches: sampled again when streams went on here; those that were not what had been
+            sent.
+        handovers: running requests that left for another executor.
     """
 
     executor_id: str
@@ -238,13 +244,18 @@ class ExecutorStatus:
     device_us: int
     computed_tokens: int
     sampled_tokens: int
+    stale_tokens: int
+    audited_tokens: int
+    audit_mismatches: int
+    handovers: int
     state: ExecutorState = ExecutorState.SERVING
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """The cluster; ``queued_requests`` wait for an executor to be chosen."""
+    """The cluster; ``queued_requests`` wait for an executor to be chosen, the longest of them ``oldest_queued_us``."""
 
     scheduler_id: str
     queued_requests: int
     executors: tuple[ExecutorStatus, ...]
+    oldest_queued_us: int = 0

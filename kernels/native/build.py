@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ _ISA_FLAGS = {
     "avx512_bf16": _AVX512_FLAGS,
     "avx2": ("-mavx2", "-mfma"),
 }
+_UNFINISHED = "baton-kernels-"  # what a directory is called in which a library is being made
+_STALE_SECONDS = 3600.0  # so old, nobody is making one any more: it takes seconds
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
 
 
@@ -76,6 +78,7 @@ def build(isa: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
             if not path.exists():
+                _remove_leftovers(path.parent)
                 _compile(compiler, isa, path)
     except OSError as error:
         raise BuildError(f"cannot write {path}: {error}") from error
@@ -115,9 +118,17 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _remove_leftovers(cache: Path) -> None:
+    """What builds left that were killed. Others may be at work there: the lock is one library's."""
+    for directory in cache.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):  # somebody else removes it, too
+            if time.time() - directory.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(directory)
+
+
 def _compile(compiler: str, isa: str, path: Path) -> None:
     """Under another name first: a library that exists is whole."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=path.parent) as directory:
         partial = Path(directory) / path.name
         command = [compiler, *_COMMON_FLAGS, *_isa_flags(isa), "-o", str(partial), *map(str, _sources())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

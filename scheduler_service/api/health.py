@@ -12,6 +12,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Of the port for probes, which anybody may dial: a request is the name of a service.
 _MAX_REQUEST_BYTES = 4096
 _MAX_STREAMS = 16  # per connection
+_MAX_CONNECTIONS = 64  # of each api process; one more is closed as soon as it is accepted
+# So that nobody keeps one for nothing: to say HTTP/2, without a call, to answer a ping.
+_HANDSHAKE_MS = 5_000
+_IDLE_MS = 30_000
+_KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -73,6 +78,12 @@ def health_server(servicer: HealthServicer, address: str, *, reuse_port: bool) -
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
         ("grpc.max_concurrent_streams", _MAX_STREAMS),
+        ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     server = grpc.aio.server(options=options)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

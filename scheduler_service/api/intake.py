@@ -274,8 +274,9 @@ class Intake:
             return _Admitted(validated)
         grammar = await self._grammars.check(structured)
         points = [point for point in request.resume if point.token_ids]
-        complete = [point.sample for point in points if await self._grammars.is_over(grammar, point.token_ids)]
-        return _Admitted(validated, grammar, frozenset(complete))
+        over = await self._grammars.are_over(grammar, [point.token_ids for point in points])
+        complete = frozenset(point.sample for point, is_over in zip(points, over, strict=True) if is_over)
+        return _Admitted(validated, grammar, complete)
 
     def _open_streams(self, live: LiveRequest, request: GenerationRequest) -> list[OutputStream]:
         resumed = {point.sample: len(point.token_ids) for point in request.resume}

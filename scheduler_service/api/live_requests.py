@@ -237,12 +237,15 @@ class LiveRequests:
         return unknown
 
     def supersede(self, keys: Iterable[RequestKey], taken_over_at: float) -> None:
-        """Calls that arrived then have taken requests over in another process: what earlier ones began here ends."""
+        """Calls that arrived then have taken requests over in another process: what earlier ones began here ends, and
+        whoever still reads it fails ABORTED.
+        """
         for key in keys:
             live = self._requests.get(key)
             if live is not None and live.call_arrived_at < taken_over_at:
                 live.is_superseded = True
                 self.abort([key])
+                live.fail(_taken_over())
 
     async def drain(self, grace: float) -> None:
         """Take no more requests; those under way get ``grace`` seconds, then fail UNAVAILABLE."""

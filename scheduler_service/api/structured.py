@@ -59,13 +59,16 @@ class GrammarChecker:
             case Refusal(reason, _):
                 raise invalid(_field(structured), reason)
 
-    async def is_over(self, grammar: str, token_ids: Sequence[int]) -> bool:
-        """Whether ``token_ids`` are a whole text of a grammar that ``check`` gave, which nothing can follow.
+    async def are_over(self, grammar: str, outputs: Sequence[Sequence[int]]) -> list[bool]:
+        """Of each of ``outputs``, token ids, whether it is a whole text of a grammar that ``check`` gave, which nothing
+        can follow. All together have the time that compiling a grammar has.
 
         Raises:
             RequestError: RESOURCE_EXHAUSTED: too many wait already; UNAVAILABLE: the process does not start.
         """
-        return self._pool is not None and await self._pool.is_over(Grammar(grammar), token_ids)
+        if self._pool is None or not outputs:
+            return [False] * len(outputs)
+        return await self._pool.are_over(Grammar(grammar), outputs)
 
     async def close(self) -> None:
         """End the processes."""

@@ -81,24 +81,29 @@ class WorkerPool:
         async with self._turn() as worker:
             return await self._compile(worker, structured)
 
-    async def is_over(self, grammar: Grammar, token_ids: Sequence[int]) -> bool:
-        """Whether nothing can follow ``token_ids``; False too where that cannot be found out within the limits.
+    async def are_over(self, grammar: Grammar, outputs: Sequence[Sequence[int]]) -> list[bool]:
+        """Of each of ``outputs``, token ids, whether nothing can follow it; False too where that cannot be found out
+        within the limits, which are those of all together.
 
         Raises:
             RequestError: as ``compile``.
         """
-        job = {"grammar": grammar.text, "token_ids": list(token_ids)}
-        answer: Mapping[str, object] = {}
+        over = [False] * len(outputs)
+        is_idle = False
         async with self._turn() as worker:
             try:
-                answer = await asyncio.wait_for(worker.ask(job), self._timeout)
+                async with asyncio.timeout(self._timeout):
+                    for index, token_ids in enumerate(outputs):
+                        answer = await worker.ask({"grammar": grammar.text, "token_ids": list(token_ids)})
+                        over[index] = bool(answer["is_over"])
+                is_idle = True
                 self._idle.append(worker)
             except (TimeoutError, _WorkerDiedError):
                 pass
             finally:
-                if not answer:  # also when the caller has gone: the answer would be taken for the next job's
+                if not is_idle:  # also when the caller has gone: the answer would be taken for the next job's
                     await self._discard(worker)
-        return bool(answer.get("is_over"))
+        return over
 
     async def close(self) -> None:
         """Kill the processes and wait for their end."""

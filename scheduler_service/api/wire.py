@@ -147,7 +147,9 @@ def decode(frame: bytes) -> FromEngine:
             return _limits(message.limits)
         case "status":
             response = generation_pb2.GetClusterStatusResponse(
-                queued_requests=message.status.queued_requests, executors=message.status.executors
+                queued_requests=message.status.queued_requests,
+                executors=message.status.executors,
+                oldest_queued_us=message.status.oldest_queued_us,
             )
             return ClusterStatus(message.status.query_id, response)
         case "executor_command":

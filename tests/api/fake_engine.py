@@ -146,7 +146,9 @@ class FakeEngine:
                     self._hold(peer, message.hold)
                 case "status":
                     executor = generation_pb2.ExecutorStatus(executor_id="fake", total_blocks=7)
-                    status = pb.Status(query_id=message.status.query_id, queued_requests=3, executors=[executor])
+                    status = pb.Status(
+                        query_id=message.status.query_id, queued_requests=3, executors=[executor], oldest_queued_us=5
+                    )
                     await self.send(peer, pb.FromEngine(status=status))
                 case "forward_abort":
                     for other in self.peers:

@@ -296,7 +296,7 @@ async def test_model_and_cluster(stub: Any) -> None:
     assert (info.vocab_size, info.max_total_tokens, list(info.eos_token_ids)) == (512, 1000, [2, 0])
     assert info.has_chat_template and list(info.architectures) == ["TinyForCausalLM"]
     status = await stub.GetClusterStatus(pb.GetClusterStatusRequest())
-    assert (status.scheduler_id, status.queued_requests) == ("test-scheduler", 3)
+    assert (status.scheduler_id, status.queued_requests, status.oldest_queued_us) == ("test-scheduler", 3, 5)
     assert [(executor.executor_id, executor.total_blocks) for executor in status.executors] == [("fake", 7)]
 
 

@@ -337,6 +337,25 @@ async def test_a_retry_at_another_process_goes_on_from_the_callers_points(engine
     assert unpack(engine.submits[1].output_token_ids).tolist() == begun.only.token_ids
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_who_still_reads_what_another_process_took_over_is_told(
+    engine: FakeEngine, serve: Serve, repeating: None, is_stream: bool
+) -> None:
+    """As if the same process had taken it over."""
+    one, two = await serve(index=0), await serve(index=1)
+    engine.step_seconds = 0.01
+    request = keeping(max_tokens=100)
+    old = one.stub.GenerateStream(request) if is_stream else one.stub.Generate(request)
+    await until(lambda: engine.submits)
+    whole = await read(two.stub.GenerateStream(request))
+    assert len(whole.only.token_ids) == 100
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        _ = [message async for message in old] if is_stream else await old
+    assert error.value.code() == grpc.StatusCode.ABORTED
+    assert set(engine.aborted) == {engine.submits[0].handle}
+    await until(lambda: not one.server._intake.num_live)
+
+
 async def test_an_abort_for_an_earlier_call_than_the_readers_is_ignored(engine: FakeEngine, serve: Serve) -> None:
     """Of a call that another process took over before this one came: it may be long on its way."""
     served = await serve()
@@ -353,28 +372,19 @@ async def test_an_abort_for_an_earlier_call_than_the_readers_is_ignored(engine: 
     assert len(engine.submits) == 1 and not engine.aborted
 
 
-async def test_a_retry_does_not_get_the_end_of_what_was_taken_over_elsewhere(
-    engine: FakeEngine, serve: Serve, repeating: None
-) -> None:
+async def test_a_retry_does_not_get_the_end_of_what_was_taken_over_elsewhere(engine: FakeEngine, serve: Serve) -> None:
+    """It comes when the old call has not left yet, which another process has taken over."""
     served = await serve()
-    engine.step_seconds = 0.01
-    request = keeping(max_tokens=100)
-    old = served.stub.GenerateStream(request)
-    begun = await read(old, limit=4)
-    taken_over = engine_pb2.ForwardAbort(request_ids=["\0kept"], taken_over_at_ns=time.monotonic_ns())
-    engine.paused = True
-    await engine.send(engine.peers[0], engine_pb2.FromEngine(forward_abort=taken_over))
-    engine.silent = True  # the old call does not hear of its end
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
-    points = tuple(begun.points())
-    new = served.stub.GenerateStream(resumed(request, begun.start, *points))
-    await until(lambda: len(engine.submits) == 2)
-    engine.silent = engine.paused = False
-    rest = await read(new, points)
+    old = served.stub.GenerateStream(keeping(max_tokens=900))
+    await read(old, limit=4)
+    requests, key, now = served.server._intake._requests, RequestKey("", "kept"), time.monotonic()
+    live = requests.find(key)
+    assert live is not None and live.validated is not None
+    requests.supersede([key], now)
+    assert requests.take_over(live, live.validated, now) is None
+    assert requests.find(key) is None
     assert await code_of(old) == grpc.StatusCode.ABORTED
-    assert len(begun.only.token_ids + rest.only.token_ids) == 100
-    assert rest.only.ended.finish_reason == pb.FINISH_REASON_LENGTH
-    assert len(engine.submits) == 2
+    await until(lambda: set(engine.aborted) == {engine.submits[0].handle})
 
 
 @pytest.mark.parametrize("has_left", [True, False])

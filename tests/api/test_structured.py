@@ -276,14 +276,28 @@ async def test_what_nothing_can_follow_is_over(
     checker: GrammarChecker, tokenizer: LLTokenizer, pattern: str, text: str, is_over: bool
 ) -> None:
     grammar = await checker.check(StructuredOutput(KIND.REGEX, (pattern,)))
-    assert await checker.is_over(grammar, tokenizer.greedy_tokenize(text)) is is_over
+    assert await checker.are_over(grammar, [tokenizer.greedy_tokenize(text)]) == [is_over]
+
+
+async def test_all_samples_share_the_time_limit(checkpoint: Path, tmp_path: Path) -> None:
+    """A process that answers once and then no more, so that a limit for each sample would start one after another."""
+    started = tmp_path / "started"
+    code = (
+        f"import sys; open({str(started)!r}, 'a').write('one ');"
+        "print('{}', flush=True); sys.stdin.readline(); print('{\"is_over\": true}', flush=True); sys.stdin.read()"
+    )
+    pool = WorkerPool(checkpoint / "tokenizer.json", EOS, 1.0)
+    pool._command = [sys.executable, "-c", code]
+    assert await pool.are_over(Grammar(""), [[1], [1], [1], [1]]) == [True, False, False, False]
+    assert started.read_text() == "one "
+    await pool.close()
 
 
 async def test_whoever_leaves_takes_no_answer_of_anybody_else(checkpoint: Path, tokenizer: LLTokenizer) -> None:
     pool = WorkerPool(checkpoint / "tokenizer.json", EOS, SECONDS)
     grammar = await pool.compile(StructuredOutput(KIND.REGEX, ("a+",)))
     assert isinstance(grammar, Grammar)
-    asking = asyncio.ensure_future(pool.is_over(grammar, tokenizer.greedy_tokenize("a" * 2000)))
+    asking = asyncio.ensure_future(pool.are_over(grammar, [tokenizer.greedy_tokenize("a" * 2000)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     asking.cancel()

@@ -171,8 +171,14 @@ class _Servicer(generation_pb2_grpc.GenerationServicer):
             total_blocks=100,
             used_blocks=25,
             free_blocks=75,
+            stale_tokens=7,
+            audited_tokens=128,
+            audit_mismatches=2,
+            handovers=5,
         )
-        return pb.GetClusterStatusResponse(scheduler_id="s", queued_requests=4, executors=[executor])
+        return pb.GetClusterStatusResponse(
+            scheduler_id="s", queued_requests=4, oldest_queued_us=2_500_000, executors=[executor]
+        )
 
     async def _begin(self, request: pb.GenerateRequest, context: Any) -> None:
         self._fake.requests.append(request)

@@ -187,6 +187,8 @@ def test_status(server: FakeServer) -> None:
     assert headline[:2] == ["model", "fake,"] or headline[:2] == ["model", "fake"]
     assert header[:2] == ["executor", "device"]
     assert row[:6] == ["executor-0", "cpu", "0/256", "0", "25%", "0%"]
+    assert row[-5:-2] == ["5", "7", "2/128"]  # handed over, stale, mismatches
+    assert done.stdout.splitlines()[0].endswith("queued requests: 4 for up to 2.5 s")
     state = json.loads(run("status", "--server", server.address, "--json").stdout)
     assert state["model"]["vocab_size"] == 512
     assert state["cluster"]["executors"][0]["used_blocks"] == 25

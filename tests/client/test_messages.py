@@ -1,11 +1,13 @@
-"""Requests as they are built, whatever client sends them."""
+"""Requests as they are built and answers as they are read, whatever client it is."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from baton import ChatMessage, GenerateOptions, InvalidRequestError
-from baton.messages import generate_request, tokenize_request
+from baton.messages import cluster_status, generate_request, tokenize_request
+from baton.values import ClusterStatus, ExecutorStatus
 from baton_protos import generation_pb2 as pb
 
 EVERYTHING: GenerateOptions = {
@@ -166,3 +168,16 @@ def test_what_fits_no_field_names_the_field(field: str, prompt: Any, options: di
 def test_an_unknown_option_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="max_token"):
         generate_request("x", max_token=3)  # type: ignore[call-arg]
+
+
+def test_a_status_tells_all_that_the_cluster_says() -> None:
+    for value, message in (
+        (ExecutorStatus, pb.ExecutorStatus.DESCRIPTOR),
+        (ClusterStatus, pb.GetClusterStatusResponse.DESCRIPTOR),
+    ):
+        assert {field.name for field in fields(value)} == set(message.fields_by_name)
+    sent = pb.ExecutorStatus(stale_tokens=1, audited_tokens=2, audit_mismatches=3, handovers=4)
+    read = cluster_status(pb.GetClusterStatusResponse(oldest_queued_us=5, executors=[sent]))
+    one = read.executors[0]
+    found = (one.stale_tokens, one.audited_tokens, one.audit_mismatches, one.handovers, read.oldest_queued_us)
+    assert found == (1, 2, 3, 4, 5)

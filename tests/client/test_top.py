@@ -34,6 +34,10 @@ ONE = ExecutorStatus(
     device_us=5_000_000,
     computed_tokens=9000,
     sampled_tokens=4000,
+    stale_tokens=0,
+    audited_tokens=0,
+    audit_mismatches=0,
+    handovers=0,
 )
 
 
@@ -100,7 +104,7 @@ def test_one_frame_for_a_pipe(server: FakeServer) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     headline, summary, _, header, row = done.stdout.splitlines()
-    assert headline.endswith("executors: 1; queued requests: 4")
+    assert headline.endswith("executors: 1; queued requests: 4 for up to 2.5 s")
     assert summary.startswith("running: 0; waiting: 0; tokens/s: 0; ")
     assert header.split()[0] == "executor"
     assert row.split()[:4] == ["executor-0", "█" * 3 + "·" * 9, "25%", "0%"]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,3 +149,22 @@ def test_starts_at_once_build_once(no_cache: Path, tmp_path: Path) -> None:
     assert Path(path).read_text() == "built\n"
     assert calls.read_text() == "call\n"
     assert list(no_cache.glob("*.so")) == [Path(path)]
+
+
+def test_what_killed_builds_leave_is_removed(no_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A build whose process is killed, then, an hour later, one that is not."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nkill -9 $PPID\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    code = "from kernels.native.build import build; build('avx2')"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == -signal.SIGKILL
+    (left,) = (path for path in no_cache.iterdir() if path.is_dir())
+    recent, strange = no_cache / f"{left.name}-recent", no_cache / "tmp-of-others"
+    for directory in (recent, strange):
+        directory.mkdir()
+    for directory in (left, strange):
+        os.utime(directory, (0, 0))
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho built > "$2"\n')
+    built = build.build("avx2")
+    assert set(no_cache.iterdir()) == {built, built.with_suffix(".lock"), recent, strange}

@@ -1,5 +1,7 @@
 """The plaintext port for probes: health, whatever the gRPC port asks of callers, and nothing else."""
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.api.conftest import Serve, free_port
 from tests.api.fake_engine import FakeEngine
 
 STATES = health_pb2.HealthCheckResponse
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # HTTP/2's preface and empty settings
 
 
 def mutual_tls(keys: Path) -> dict[str, Path]:
@@ -83,3 +86,31 @@ async def test_api_processes_share_the_port(engine: FakeEngine, serve: Serve) ->
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("baton.test", index)]) as channel:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert answer.status == STATES.SERVING
+
+
+async def test_connections_are_limited(serve: Serve) -> None:
+    port = free_port()
+    await serve(health_port=port)
+    async with contextlib.AsyncExitStack() as stack:
+        squatters = [await _dial(port) for _ in range(64)]
+        for _, writer in squatters:
+            stack.callback(writer.close)
+        reader, writer = await _dial(port)
+        stack.callback(writer.close)
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(20):
+                assert await reader.read() == b""  # closed before anything was said
+        assert not any(reader.at_eof() for reader, _ in squatters)
+        squatters[0][1].close()
+        await squatters[0][1].wait_closed()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=20, wait_for_ready=True)
+            assert answer.status == STATES.SERVING
+
+
+async def _dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that speaks HTTP/2 and asks for nothing."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(_HELLO)
+    return reader, writer

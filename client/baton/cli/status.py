@@ -29,6 +29,9 @@ _COLUMNS = (
     "run-ahead",
     "steps",
     "preempted",
+    "handed over",
+    "stale",
+    "mismatches",
     "prefix hits",
     "starved",
 )
@@ -43,6 +46,8 @@ def status(
     """Show the served model and every executor.
 
     With --watch it is a log, for files and pipes; to look at, there is `baton top`.
+    Stale tokens were sampled for requests that had ended meanwhile; mismatches are
+    tokens that did not come again when a stream went on elsewhere, of those looked at.
     """
     with exit_codes(), Client(server) as client:
         console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
@@ -71,11 +76,12 @@ def _show(client: Client, console: Console, as_json: bool) -> None:
 
 
 def headline(model: ModelInfo, state: ClusterStatus) -> str:
-    """What is served, by how many executors, and how many requests wait for one."""
+    """What is served, by how many executors, how many requests wait for one, and how long one of them has waited."""
     dtype = f" ({model.dtype})" if model.dtype else ""
+    waited = f" for up to {state.oldest_queued_us / 1e6:.1f} s" if state.queued_requests else ""
     return (
         f"model {model.model}{dtype}, at most {model.max_total_tokens} tokens per request; "
-        f"executors: {len(state.executors)}; queued requests: {state.queued_requests}"
+        f"executors: {len(state.executors)}; queued requests: {state.queued_requests}{waited}"
     )
 
 
@@ -106,6 +112,9 @@ def _cells(one: ExecutorStatus) -> tuple[str, ...]:
         str(one.run_ahead),
         str(one.steps),
         str(one.preemptions),
+        str(one.handovers),
+        str(one.stale_tokens),
+        f"{one.audit_mismatches}/{one.audited_tokens}",
         share(one.prefix_hit_tokens, one.prefix_query_tokens),
         share(one.starved_us, one.starved_us + one.device_us),
     )

@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant(
         "a whole text of a grammar goes on",
         f"{_API}/intake.py",
-        "        return _Admitted(validated, grammar, frozenset(complete))",
+        "        return _Admitted(validated, grammar, complete)",
         "        return _Admitted(validated, grammar)",
         "tests/api/test_structured.py",
         simulated=False,
