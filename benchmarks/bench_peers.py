@@ -3,6 +3,7 @@
 Each peer has a Python environment of its own, `<peers>/<name>/bin/python` or given by --python; transformers is in
 ours. A peer that is absent, fails, gives other lengths than asked for or does not end in time is reported as such.
 While it is not a peer's turn its processes are stopped. Baton is called through gRPC, the others in their process.
+After each turn of all sides the floor of what they ran is measured (``floor``): Baton's share of it stands beside it.
 """
 
 import argparse
@@ -10,10 +11,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.bench_serve import add_serving_options
 from benchmarks.checkpoints import DTYPE, add_model_options, cached_checkpoint
 from benchmarks.environment import environment
 from benchmarks.figures import emit, median, note, run_main
+from benchmarks.floor import Floor
+from benchmarks.floor_meter import FloorMeter, NoPackedWeightsError
 from benchmarks.machine import ForeignLoad
 from benchmarks.sides import BATON, DRIVERS, BatonSide, PeerSide, Setting, Side, SideFailedError
 from benchmarks.workloads import WARM_UP, WORKLOADS, Workload
@@ -22,16 +27,18 @@ from benchmarks.workloads import WARM_UP, WORKLOADS, Workload
 class Contest:
     """All sides on one shape. A side that fails in a workload is started afresh for the next one."""
 
-    def __init__(self, shape: str, sides: Mapping[str, Side]) -> None:
+    def __init__(self, shape: str, sides: Mapping[str, Side], meter: FloorMeter | None) -> None:
         self._shape = shape
         self._sides = dict(sides)
+        self._meter = meter
         self._names: dict[str, dict[str, object]] = {}
 
     def run(self, workload: Workload, runs: int) -> None:
-        """Print a figure per side: medians, and how many times longer than Baton it took."""
+        """Print a figure per side: medians, and how many times longer than Baton it took; and one for the floor."""
         for name in [name for name in self._sides if name not in self._names]:
             self._start(name)
         walls: dict[str, list[float]] = {name: [] for name in self._names}
+        floors: list[Floor] = []
         load = ForeignLoad()
         for number in range(runs):
             for name in list(self._names) if number % 2 == 0 else list(self._names)[::-1]:
@@ -40,13 +47,20 @@ class Contest:
                     walls[name].append(sum(self._sides[name].run(burst) for burst in bursts))
                 except SideFailedError as error:
                     self._fail(name, str(error), workload=workload.name, run=number)
+            if self._meter is not None:
+                floors.append(self._meter.measure(workload.bursts(number)))
         sizes = [(len(one.prompt), one.max_tokens) for burst in workload.bursts(0) for one in burst]
         for name, times in walls.items():
             if times:
                 figures = _summary(times, walls.get(BATON, []), sizes)
                 if name in self._names:
                     figures["peak_rss_mb"] = self._sides[name].peak_rss_mb()
+                if name == BATON and floors:
+                    figures["floor_share"] = median(one.total / wall for one, wall in zip(floors, times, strict=False))
                 emit(**self._heading(name), workload=workload.name, **figures, foreign_cores=load.cores())
+        if floors:
+            heading = {"bench": "floor", "shape": self._shape, "workload": workload.name}
+            emit(**heading, **_floor_summary(floors, sizes), foreign_cores=load.cores())
 
     def close(self) -> None:
         """Stop all sides."""
@@ -81,8 +95,26 @@ def _summary(walls: Sequence[float], baton: Sequence[float], sizes: Sequence[tup
         "spread": round((max(walls) - min(walls)) / wall, 3),
         "out_tok_s": round(out_tokens / wall, 1),
         "total_tok_s": round((prompt_tokens + out_tokens) / wall, 1),
-        "ms_per_token": round(wall * 1e3 / out_tokens, 3) if len(sizes) == 1 and out_tokens > 1 else None,
+        "ms_per_token": _ms_per_token(wall, sizes),
     }
+
+
+def _floor_summary(floors: Sequence[Floor], sizes: Sequence[tuple[int, int]]) -> dict[str, object]:
+    wall = statistics.median(one.total for one in floors)
+    return {
+        "wall_s": round(wall, 4),
+        "products_s": median((one.products for one in floors), 4),
+        "attention_read_s": median((one.attention_reads for one in floors), 4),
+        "attention_flops_s": median((one.attention_flops for one in floors), 4),
+        "ms_per_token": _ms_per_token(wall, sizes),
+        "weights_read_ms": median(one.weights_read * 1e3 for one in floors),
+    }
+
+
+def _ms_per_token(wall: float, sizes: Sequence[tuple[int, int]]) -> float | None:
+    """Of a single request that decodes."""
+    out_tokens = sum(output for _, output in sizes)
+    return round(wall * 1e3 / out_tokens, 3) if len(sizes) == 1 and out_tokens > 1 else None
 
 
 def _parse() -> argparse.Namespace:
@@ -100,11 +132,20 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _meter(setting: Setting) -> FloorMeter | None:
+    try:
+        return FloorMeter(setting.checkpoint, setting.max_batched_tokens)
+    except NoPackedWeightsError as error:
+        note(f"{setting.shape}: no floor: {error}")
+        return None
+
+
 def main() -> None:
     """Print one JSON line per shape, workload and system."""
     args = _parse()
     pythons = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.python)}
     emit(**environment("torch", "grpcio", "numpy"), dtype=DTYPE, threads=args.threads, kv_gib=args.kv_gib)
+    torch.set_num_threads(args.threads)
     for shape in args.shapes:
         setting = Setting(
             shape=shape,
@@ -117,7 +158,8 @@ def main() -> None:
             peers=args.peers_dir,
             pythons=pythons,
         )
-        contest = Contest(shape, {BATON: BatonSide(setting), **{name: PeerSide(name, setting) for name in args.peers}})
+        sides: dict[str, Side] = {BATON: BatonSide(setting), **{name: PeerSide(name, setting) for name in args.peers}}
+        contest = Contest(shape, sides, _meter(setting))
         try:
             for name in args.workloads:
                 contest.run(WORKLOADS[name], args.runs)

@@ -102,14 +102,14 @@ class Stopwatch:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Time what runs within the ``with`` block, recordings made there too."""
-        call, join = NativeFunction.__call__, recording.join
+        call, join = NativeFunction.call, recording.join
 
         def timed_call(function: NativeFunction, *arguments: float | None) -> None:
             timed = self.timed(self.kind_of(function.name, arguments), call) if self._is_on else call
             timed(function, *arguments)
 
         def timed_join(calls: Sequence[recording.NativeCall]) -> Callable[[], object]:
-            joined, singly = join(calls), [one.function.bind(*one.arguments) for one in calls]
+            joined = join(calls)
             timed: list[Callable[[], object]] = []  # once it is known where weights are
 
             def run() -> None:
@@ -117,15 +117,16 @@ class Stopwatch:
                     joined()
                     return
                 if not timed:
-                    kinds = (self.kind_of(one.function.name, one.arguments) for one in calls)
-                    timed.extend(self.timed(kind, bound) for kind, bound in zip(kinds, singly, strict=True))
-                for one in timed:
-                    one()
+                    for one in calls:
+                        kind = self.kind_of(one.function.name, one.arguments)
+                        timed.append(self.timed(kind, one.function.bind(*one.arguments)))
+                for run_one in timed:
+                    run_one()
 
             return run
 
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(NativeFunction, "__call__", timed_call))
+            stack.enter_context(mock.patch.object(NativeFunction, "call", timed_call))
             stack.enter_context(mock.patch.object(recording, "join", timed_join))
             for kind, functions in STAGES.items():
                 for owner, name in functions:

@@ -108,11 +108,15 @@ class BatchBuilder:
     def _pad_slots(self, slots: NDArray[np.int64], padded: int) -> NDArray[np.int64]:
         """Padding goes to the dummy block, spread over it so that no slot of a real block is ever named."""
         count = padded - slots.size
+        if not count:
+            return slots
         first = self._tables.dummy_block * self._tables.block_size
         return np.concatenate([slots, first + np.arange(count) % self._tables.block_size])
 
 
 def _pad(array: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    if array.size == length:
+        return array
     padded = np.zeros(length, np.int64)
     padded[: array.size] = array
     return padded

@@ -7,6 +7,10 @@ from executor_service.step_plan import Int32s, UInt32s
 
 HASH_MULTIPLIER = 0x01000193
 
+_UINT32_MAX = 0xFFFFFFFF
+# So many blocks, as decodes append in a step, are sooner appended one by one than numpy gets going.
+_FEW = 16
+
 
 class BlockTables:
     """Append-only block tables, ``table[row, i]`` = physical block of the row's tokens ``[i * block_size, ...)``.
@@ -54,6 +58,9 @@ class BlockTables:
             return
         if blocks.min() < 0 or blocks.max() >= self.num_blocks:
             raise ValueError(f"a block id is outside [0, {self.num_blocks})")
+        if rows.size <= _FEW:
+            self._append_few(rows.tolist(), blocks.tolist())
+            return
         order = np.argsort(rows, kind="stable")
         rows, blocks = rows[order], blocks[order]
         starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
@@ -68,6 +75,16 @@ class BlockTables:
         appended = np.add.reduceat((blocks.astype(np.uint32) + np.uint32(1)) * weights, starts, dtype=np.uint32)
         self._hashes[grown] = self._hashes[grown] * self._powers[counts] + appended
         self._lengths[grown] += counts.astype(np.int32)
+
+    def _append_few(self, rows: list[int], blocks: list[int]) -> None:
+        table, lengths, hashes = self._table, self._lengths, self._hashes
+        for row, block in zip(rows, blocks, strict=True):
+            length = int(lengths[row])
+            if length == self.max_blocks_per_row:
+                raise ValueError(f"a block table would outgrow {length} blocks")
+            table[row, length] = block
+            hashes[row] = (int(hashes[row]) * HASH_MULTIPLIER + block + 1) & _UINT32_MAX
+            lengths[row] = length + 1
 
     def slots(self, rows: Int32s, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """KV slot of position ``positions[i]`` of row ``rows[i]``; positions must lie inside the tables."""

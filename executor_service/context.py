@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from executor_service.metadata.attention import AttentionMetadata
+from executor_service.metadata.attention import AttentionMetadata, OutputRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +13,11 @@ class InferenceContext:
 
     Attributes:
         attention: where keys and values go, and what queries see.
-        output_rows: int64 [S], the tokens whose hidden states the step wants; None = all.
+        output_rows: the tokens whose hidden states the step wants; None = all.
     """
 
     attention: AttentionMetadata
-    output_rows: Tensor | None = None
+    output_rows: OutputRows | None = None
 
 
 _current: InferenceContext | None = None

@@ -1,5 +1,6 @@
 """The main loop: takes plans strictly by step id, applies them, runs them."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 from executor_service.batch_builder import BatchBuilder
 from executor_service.completion import Completer, LaunchedStep, ResultSink, fault_of
 from executor_service.inbox import Inbox, NewEpoch, PlanArrival, Stop
+from executor_service.inference_mode import in_inference_mode
 from executor_service.input_batch import InputBatch
 from executor_service.masks import MaskSource, NoMasks
 from executor_service.plan_applier import PlanApplier
@@ -80,7 +82,7 @@ class StepLauncher:
             torch.cuda.synchronize(device)
         self._masks.reset()
 
-    @torch.inference_mode()
+    @in_inference_mode
     def launch(self, plan: StepPlan) -> StepOutput:
         """Apply ``plan`` and put its step on the device.
 
@@ -110,8 +112,11 @@ class Executor:
         self._epoch = _NO_EPOCH
         self._is_first_step = True
 
+    @torch.inference_mode()  # once for all steps
     def run(self) -> Stop:
         """Serve until the link says stop; why it did."""
+        gc.collect()
+        gc.freeze()  # what torch and the model are made of needs no second look, which takes a tenth of a second
         while True:
             match self._inbox.take():
                 case NewEpoch() as new:

@@ -1,11 +1,14 @@
 """What an executor measures, and the HTTP port where Prometheus reads it."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.utils import floatToGoString
 
 from executor_service.config import ConfigError
 from executor_service.cuda_graphs import CaptureReport, GraphUse
@@ -18,6 +21,55 @@ _STATUS = Path("/proc/self/status")  # of Linux; getrusage would count what the 
 _STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
+class StepTotals:
+    """What steps add up to. Plain numbers that one thread adds to: a small step feels what a metric's lock costs."""
+
+    def __init__(self) -> None:
+        self.queued_us = 0
+        self.device_us = 0
+        self.starved_us = 0
+        self.computed_tokens = 0
+        self.sampled_tokens = 0
+        self.bad_logits = 0
+        self._counts = [0] * (len(_STEP_BUCKETS) + 1)
+
+    def add(self, result: StepResult) -> None:
+        """A step's result was sent."""
+        timings = result.timings
+        self._counts[bisect_left(_STEP_BUCKETS, timings.device_us / 1e6)] += 1
+        self.queued_us += timings.queued_us
+        self.device_us += timings.device_us
+        self.starved_us += timings.starved_us
+        self.sampled_tokens += len(result.token_ids)
+        if len(result.row_status):
+            self.bad_logits += int(result.row_status.sum())
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        bounds = [*map(floatToGoString, _STEP_BUCKETS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        for name, help_text, value in (
+            ("steps", "Steps whose results were sent.", buckets[-1][1]),
+            (
+                "queued_seconds",
+                "Time between plans' arrival and their launch, summed up over plans.",
+                self.queued_us / 1e6,
+            ),
+            (
+                "starved_seconds",
+                "Time in which the device idled for lack of a plan although the scheduler had work.",
+                self.starved_us / 1e6,
+            ),
+            ("computed_tokens", "Input tokens of the steps that were launched.", self.computed_tokens),
+            ("sampled_tokens", "Tokens that were sent back.", self.sampled_tokens),
+            ("bad_logits", "Sampled rows whose logits were not finite.", self.bad_logits),
+        ):
+            yield CounterMetricFamily(f"baton_executor_{name}", help_text, value=value)
+        yield HistogramMetricFamily(
+            "baton_executor_step_seconds", "Time that the device took for a step.", buckets, self.device_us / 1e6
+        )
+
+
 class ExecutorMetrics:
     """All metrics of this process."""
 
@@ -25,30 +77,8 @@ class ExecutorMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter tells nothing
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.steps = Counter("baton_executor_steps", "Steps whose results were sent.", registry=registry)
-        self.step_seconds = Histogram(
-            "baton_executor_step_seconds",
-            "Time that the device took for a step.",
-            registry=registry,
-            buckets=_STEP_BUCKETS,
-        )
-        self.queued_seconds = Counter(
-            "baton_executor_queued_seconds",
-            "Time between plans' arrival and their launch, summed up over plans.",
-            registry=registry,
-        )
-        self.starved_seconds = Counter(
-            "baton_executor_starved_seconds",
-            "Time in which the device idled for lack of a plan although the scheduler had work.",
-            registry=registry,
-        )
-        self.computed_tokens = Counter(
-            "baton_executor_computed_tokens", "Input tokens of the steps that were launched.", registry=registry
-        )
-        self.sampled_tokens = Counter("baton_executor_sampled_tokens", "Tokens that were sent back.", registry=registry)
-        self.bad_logits = Counter(
-            "baton_executor_bad_logits", "Sampled rows whose logits were not finite.", registry=registry
-        )
+        self.steps = StepTotals()
+        registry.register(self.steps)
         faults = Counter(
             "baton_executor_faults", "Faults, each of which ended a session.", ("code",), registry=registry
         )
@@ -139,14 +169,7 @@ class MeteredLink:
     def result(self, epoch: int, result: StepResult) -> None:
         """See ResultSink; the result goes first, the scheduler waits for it."""
         self._link.result(epoch, result)
-        metrics, timings = self._metrics, result.timings
-        metrics.steps.inc()
-        metrics.step_seconds.observe(timings.device_us / 1e6)
-        metrics.queued_seconds.inc(timings.queued_us / 1e6)
-        metrics.starved_seconds.inc(timings.starved_us / 1e6)
-        metrics.sampled_tokens.inc(len(result.token_ids))
-        if len(result.row_status):
-            metrics.bad_logits.inc(int(result.row_status.sum()))
+        self._metrics.steps.add(result)
 
     def fault(self, epoch: int, fault: Fault) -> None:
         """See ResultSink."""
@@ -168,7 +191,7 @@ class MeteredLauncher:
     def launch(self, plan: StepPlan) -> StepOutput:
         """See PlanLauncher."""
         output = self._launcher.launch(plan)
-        self._metrics.computed_tokens.inc(len(plan.slot_mapping))
+        self._metrics.steps.computed_tokens += plan.slot_mapping.size
         return output
 
 

@@ -10,12 +10,19 @@ from torch import Tensor
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
 from executor_service.context import InferenceContext, inference_context
 from executor_service.cuda_graphs import Capturer, CaptureReport, StepGraphs
+from executor_service.inference_mode import in_inference_mode
 from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
-from executor_service.metadata.attention import AttentionMetadata, attention_metadata_of, build_attention_metadata
+from executor_service.metadata.attention import (
+    AttentionMetadata,
+    OutputRows,
+    attention_metadata_of,
+    build_attention_metadata,
+    output_rows,
+)
 from executor_service.metadata.step_buffers import StepBuffers, StepInputs
 from executor_service.models import CausalLM
-from executor_service.recorded_steps import RecordedSteps
+from executor_service.recorded_steps import RecordedSteps, Work
 from executor_service.sampler import SampledTokens, sample_step
 from kernels.gpu import library as gpu_library
 from kernels.linear import Quantization, pack
@@ -74,11 +81,11 @@ class ModelRunner:
 
     @property
     def is_recordable(self) -> bool:
-        """Whether decode steps can be recorded: all that layers do is call native kernels."""
+        """Whether steps can be recorded: all that layers do is call native kernels."""
         return self._backend.name == "native"
 
-    def record_decodes(self, max_rows: int, max_blocks: int) -> None:
-        """Record steps of decodes alone as they come, with block tables of up to ``max_blocks``, and repeat them."""
+    def record_steps(self, max_rows: int, max_blocks: int) -> None:
+        """Record steps before they run; repeat those of decodes alone, with block tables of up to ``max_blocks``."""
         block_size, group_size = self._kv_cache.block_size, self._model.config.group_size
         head = self._model.compute_logits
         self._recorded = RecordedSteps(self._forward, head, max_rows, max_blocks, block_size, group_size)
@@ -97,7 +104,7 @@ class ModelRunner:
         self._graphs = StepGraphs(self._forward_static, buffers, sizes, capturer)
         return self._graphs.report
 
-    @torch.inference_mode()
+    @in_inference_mode
     def run(self, batch: InputBatch) -> SampledTokens:
         """Append the step's keys and values to the cache, and sample. Waits for no value of the device."""
         hidden, logits = self._hidden(batch)
@@ -115,30 +122,44 @@ class ModelRunner:
 
     def _hidden(self, batch: InputBatch) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and the sampled rows' logits where they came with them."""
-        if self._recorded is not None and (recorded := self._recorded.run(batch)) is not None:
-            return recorded
-        if self._graphs is not None and (hidden := self._graphs.run(batch)) is not None:
-            return hidden, None
-        metadata = build_attention_metadata(batch, self._kv_cache.block_size, self._model.config.group_size)
-        if batch.prompt_targets is not None or batch.audits:
-            return self._forward(batch.input_ids, batch.positions, metadata), None
-        rows = self._padded(batch.sample_indices)
-        hidden = self._forward(batch.input_ids, batch.positions, metadata, rows)
-        return hidden, self._model.compute_logits(hidden)[: batch.sample_indices.shape[0]]
+        if self._recorded is not None and (repeated := self._recorded.repeat(batch)) is not None:
+            hidden, logits = repeated
+            return hidden, logits
+        if self._graphs is not None and (replayed := self._graphs.run(batch)) is not None:
+            return replayed, None
+        block_size, group_size = self._kv_cache.block_size, self._model.config.group_size
+        metadata = build_attention_metadata(batch, block_size, group_size)
+        rows = None
+        if batch.prompt_targets is None and not batch.audits:
+            rows = output_rows(batch, self._padded(batch.sample_indices), block_size, group_size)
+        hidden, *head = self._run(partial(self._compute, batch.input_ids, batch.positions, metadata, rows))
+        return hidden, head[0][: batch.sample_indices.shape[0]] if head else None
+
+    def _compute(
+        self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, rows: OutputRows | None
+    ) -> tuple[Tensor, ...]:
+        """Hidden states of all tokens, or those of ``rows`` and their logits."""
+        hidden = self._forward(input_ids, positions, metadata, rows)
+        return (hidden,) if rows is None else (hidden, self._model.compute_logits(hidden))
+
+    def _run(self, work: Work) -> tuple[Tensor, ...]:
+        return work() if self._recorded is None else self._recorded.run(work)
 
     def _forward_static(self, inputs: StepInputs) -> Tensor:
         metadata = attention_metadata_of(inputs, self._kv_cache.block_size, self._model.config.group_size)
         return self._forward(inputs.input_ids, inputs.positions, metadata)
 
     def _forward(
-        self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, output_rows: Tensor | None = None
+        self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, rows: OutputRows | None = None
     ) -> Tensor:
-        with inference_context(InferenceContext(metadata, output_rows)):
+        with inference_context(InferenceContext(metadata, rows)):
             hidden: Tensor = self._model(input_ids, positions)
         return hidden
 
     def _logits_at(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        return self._model.compute_logits(hidden.index_select(0, self._padded(indices)))[: indices.shape[0]]
+        padded = self._padded(indices)
+        (logits,) = self._run(lambda: (self._model.compute_logits(hidden.index_select(0, padded)),))
+        return logits[: indices.shape[0]]
 
     def _padded(self, indices: Tensor) -> Tensor:
         """As many indices as a matrix product needs rows (``token_rounder``); what is added repeats the first token."""

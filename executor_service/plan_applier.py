@@ -48,6 +48,8 @@ class PlanApplier:
         self._limits = limits
         self._rows = rows
         self._tables = tables
+        self._indices = np.arange(limits.max_rows)
+        self._starts = np.arange(limits.max_rows + 1, dtype=np.int32)
 
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
@@ -105,11 +107,12 @@ class PlanApplier:
             raise _bad(str(error)) from error
 
     def _require_held(self, rows: Int32s, verb: str) -> None:
-        if (rows.view(np.uint32) >= self._limits.max_rows).any():  # negative ones are huge
-            raise _bad(f"a {verb} row is outside [0, {self._limits.max_rows})")
-        held = self._rows.admitted[rows]
-        if not held.all():
-            raise _bad(f"row {rows[~held][0]} is {verb} but holds no request")
+        max_rows, admitted = self._limits.max_rows, self._rows.admitted
+        for row in rows.tolist():
+            if not 0 <= row < max_rows:
+                raise _bad(f"a {verb} row is outside [0, {max_rows})")
+            if not admitted[row]:
+                raise _bad(f"row {row} is {verb} but holds no request")
 
     def _lay_out(self, plan: StepPlan) -> StepLayout:
         num_rows = plan.rows.size
@@ -117,6 +120,9 @@ class PlanApplier:
             raise _bad("columns of the scheduled rows differ in length")
         if plan.table_hashes.size != num_rows:
             raise _bad(f"{plan.table_hashes.size} table hashes for {num_rows} rows")
+        usual = self._lay_out_decodes(plan)
+        if usual is not None:
+            return usual
         num_decodes = 0
         if num_rows:
             self._require_held(plan.rows, "scheduled")
@@ -131,6 +137,28 @@ class PlanApplier:
         slots = self._tables.slots(np.repeat(plan.rows, plan.num_tokens), positions)
         sampling = np.flatnonzero(plan.flags & SAMPLE)
         return StepLayout(num_decodes, query_start_loc, ends, positions, slots, sampling)
+
+    def _lay_out_decodes(self, plan: StepPlan) -> StepLayout | None:
+        """The layout of a step of nothing but decodes that all sample, which spares most of the way to others' layouts.
+
+        None: it is another step, or something is wrong with it, and the long way says what.
+        """
+        rows, starts, limits = plan.rows, plan.start_positions, self._limits
+        count = rows.size
+        if not 0 < count == plan.slot_mapping.size <= limits.max_batched_tokens:
+            return None
+        usual = (plan.flags == SAMPLE) & (plan.num_tokens == 1) & (rows.view(np.uint32) < limits.max_rows)
+        if np.count_nonzero(usual) < count or len(set(rows.tolist())) < count:
+            return None
+        ends = starts + 1
+        capacity = self._tables.lengths(rows) * self._tables.block_size
+        sound = (starts == self._rows.cursor[rows]) & self._rows.has_sampled[rows]
+        sound &= ends <= np.minimum(capacity, limits.max_model_len)
+        if np.count_nonzero(sound) < count:
+            return None
+        positions = starts.astype(np.int64)
+        slots = self._tables.slots(rows, positions)
+        return StepLayout(count, self._starts[: count + 1], ends, positions, slots, self._indices[:count])
 
     def _count_decodes(self, plan: StepPlan) -> int:
         if (plan.flags & ~np.uint8(SAMPLE | EXPLICIT)).any():
@@ -169,9 +197,9 @@ class PlanApplier:
 
     def _check_tokens(self, plan: StepPlan, layout: StepLayout) -> None:
         num_tokens = layout.positions.size
-        if (plan.table_hashes != self._tables.hashes(plan.rows)).any():
+        if np.count_nonzero(plan.table_hashes != self._tables.hashes(plan.rows)):
             raise PlanError(FaultCode.MISMATCH, "a block table's hash differs from the scheduler's")
-        if plan.slot_mapping.size != num_tokens or (plan.slot_mapping != layout.slot_mapping).any():
+        if plan.slot_mapping.size != num_tokens or np.count_nonzero(plan.slot_mapping != layout.slot_mapping):
             raise PlanError(FaultCode.MISMATCH, "the slot mapping differs from the block tables'")
         token_ids = plan.prefill_token_ids
         if token_ids.size != num_tokens - layout.num_decodes:

@@ -1,11 +1,12 @@
-"""Steps of decodes alone on a CPU, recorded when a number of rows is first seen and repeated from then on.
+"""Steps on a CPU as lists of native calls, which Python makes before the first of them runs.
 
-A small step is over sooner than Python has walked through the model; a repetition walks through a list of calls.
+Between kernels, which leave nothing of Python in the processor's caches, it would take ten times as long. Steps of few
+decodes are recorded when a number of rows is first seen and repeated from then on: they are over sooner than Python has
+walked through the model at all.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,26 +14,23 @@ from torch import Tensor
 
 from executor_service.input_batch import InputBatch
 from executor_service.metadata.attention import AttentionMetadata
-from kernels.native.recording import NotRepeatableError, Recording, Scratch, record
+from kernels.native.memory import Scratch
+from kernels.native.recording import NotRepeatableError, Recording, record
 from kernels.paged_attention import plan_attention
 
 logger = logging.getLogger(__name__)
 
 # Larger steps keep the cores busy for far longer than Python takes, and a recording holds some hundred kilobytes.
-# Memory for results is shared by all.
 _MAX_ROWS = 64
 
+Work = Callable[[], tuple[Tensor, ...]]
 Forward = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    recording: Recording  # fills the logits
-    hidden: Tensor
-
-
 class RecordedSteps:
-    """Recordings of a model's decode steps, by their number of rows. Nothing is padded: rows cost time on a CPU."""
+    """Recordings of a model's steps; those of decodes are kept, by their number of rows. Nothing is padded: rows cost
+    time on a CPU.
+    """
 
     def __init__(
         self,
@@ -51,21 +49,29 @@ class RecordedSteps:
         self._block_size = block_size
         self._group_size = group_size
         self._max_rows = min(max_rows, _MAX_ROWS)
+        self._is_repeatable = True
         self._scratch = Scratch()
-        self._steps: dict[int, _Step] = {}
+        self._recordings: dict[int, Recording] = {}
         # What recordings read of a step. Table entries past a row's length are never read: old ones may stay.
         self._input_ids, self._positions, self._slots = np.zeros((3, self._max_rows), np.int64)
         self._tables = np.zeros((self._max_rows, max_blocks), np.int32)
         self._starts = np.arange(self._max_rows + 1, dtype=np.int32)
         self._lengths = np.zeros(self._max_rows, np.int32)
 
-    def run(self, batch: InputBatch) -> tuple[Tensor, Tensor] | None:
-        """Hidden states and logits of ``batch``, valid until the next call; None where it is not a step of few decodes
-        that all sample.
+    def run(self, work: Work) -> tuple[Tensor, ...]:
+        """What ``work`` returns; it does nothing but call kernels."""
+        recording = self._record(work)
+        return work() if recording is None else recording.run()
+
+    def repeat(self, batch: InputBatch) -> tuple[Tensor, ...] | None:
+        """Hidden states and logits of ``batch``, valid until the next step. None where it is not a step of few decodes
+        that all sample and want nothing else, and while results of ``run`` are in use.
         """
         rows, width = batch.block_tables.shape
         tokens = batch.input_ids.shape[0]
         if not rows == tokens == batch.dimensions.tokens == batch.sample_indices.shape[0] <= self._max_rows:
+            return None
+        if batch.audits or batch.prompt_targets is not None or not self._scratch.is_idle:
             return None
         width = min(width, self._tables.shape[1])  # a wider table has nothing but the dummy block there
         self._input_ids[:rows] = batch.input_ids.numpy()
@@ -73,30 +79,35 @@ class RecordedSteps:
         self._slots[:rows] = batch.slot_mapping.numpy()
         self._tables[:rows, :width] = batch.block_tables.numpy()[:, :width]
         self._lengths[:rows] = batch.host_seq_lens
-        step = self._steps.get(rows)
-        if step is not None:
-            step.recording.replay()
-        else:
-            step = self._record(rows)
-        return None if step is None else (step.hidden, step.recording.output)
+        recording = self._recordings.get(rows)
+        if recording is None:
+            recording = self._record(self._decode(rows))
+            if recording is None:
+                return None
+            recording.share()
+            self._recordings[rows] = recording
+        return recording.run()
 
-    def _record(self, rows: int) -> _Step | None:
+    def _decode(self, rows: int) -> Work:
+        """A step of the first ``rows`` rows, whatever they are when it runs."""
         ids, positions, slots = (
             torch.from_numpy(values[:rows]) for values in (self._input_ids, self._positions, self._slots)
         )
         starts, lengths, tables = self._starts[: rows + 1], self._lengths[:rows], torch.from_numpy(self._tables[:rows])
         metadata = AttentionMetadata(slots, plan_attention(starts, lengths, tables, self._block_size, self._group_size))
-        hidden: list[Tensor] = []
 
-        def work() -> Tensor:
-            hidden.append(self._forward(ids, positions, metadata))
-            return self._head(hidden[0])
+        def work() -> tuple[Tensor, ...]:
+            hidden = self._forward(ids, positions, metadata)
+            return hidden, self._head(hidden)
 
-        try:
-            step = _Step(record(work, self._scratch), self._scratch.without_claim(hidden[0]))
-        except NotRepeatableError as error:
-            logger.warning("decode steps are not recorded: %s", error)
-            self._max_rows = 0
+        return work
+
+    def _record(self, work: Work) -> Recording | None:
+        if not self._is_repeatable:
             return None
-        self._steps[rows] = step
-        return step
+        try:
+            return record(work, self._scratch)
+        except NotRepeatableError as error:
+            logger.warning("steps are not recorded: %s", error)
+            self._is_repeatable = False
+            return None

@@ -56,7 +56,7 @@ class RowState:
     def take_last(self, rows: Tensor, out: Tensor) -> None:
         """Write the last tokens of ``rows``, int64 [N] on the device, to ``out``."""
         if out.is_cpu:
-            np.take(self.last_token.numpy(), rows.numpy(), out=out.numpy())
+            out.numpy()[:] = self.last_token.numpy()[rows.numpy()]
         else:
             torch.index_select(self.last_token, 0, rows, out=out)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from executor_service.input_batch import Audit, GrammarMasks, LogAppend, PromptTargets
 from executor_service.masks import Masks, MaskSource
@@ -28,12 +29,27 @@ class ComputedTokens:
     positions: _Rows
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parameters:
+    """Of some rows; see ``SamplingBatch``."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+    all_greedy: bool
+    any_top_k: bool
+    any_top_p: bool
+
+
 class SamplingBuilder:
     """Builds ``SamplingBatch``es and what goes with them. Features that no row uses cost nothing."""
 
     def __init__(self, state: SamplingState, upload: Uploader) -> None:
         self._state = state
         self._upload = upload
+        self._key = (-1, b"")  # of which version and rows ``_last`` are the parameters
+        self._last: _Parameters
 
     def batch(
         self, rows: _Rows, positions: _Rows, grammar_rows: _Rows = _NO_ROWS, report: bool = True
@@ -42,17 +58,16 @@ class SamplingBuilder:
 
         ``report`` False leaves out log probabilities.
         """
-        state, upload = self._state, self._upload
-        temperature, top_k, top_p = state.temperature[rows], state.top_k[rows], state.top_p[rows]
+        state, upload, params = self._state, self._upload, self._parameters(rows)
         plain = SamplingBatch(
-            temperature=upload(temperature),
-            top_k=upload(top_k),
-            top_p=upload(top_p),
-            seed=upload(state.seed[rows]),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            seed=params.seed,
             position=upload(positions),
-            all_greedy=bool((temperature == 0).all()),
-            any_top_k=bool((top_k > 0).any()),
-            any_top_p=bool((top_p < 1).any()),
+            all_greedy=params.all_greedy,
+            any_top_k=params.any_top_k,
+            any_top_p=params.any_top_p,
         )
         if not state.any_special:
             return plain
@@ -72,6 +87,23 @@ class SamplingBuilder:
             penalties=self._penalties(rows, positions),
             logprobs=self._logprobs(rows) if report else None,
         )
+
+    def _parameters(self, rows: _Rows) -> _Parameters:
+        """Of ``rows``; those of the last step are kept, since most steps sample the same rows."""
+        state, upload, key = self._state, self._upload, (self._state.version, rows.tobytes())
+        if key != self._key:
+            temperature, top_k, top_p = state.temperature[rows], state.top_k[rows], state.top_p[rows]
+            self._last = _Parameters(
+                temperature=upload(temperature),
+                top_k=upload(top_k),
+                top_p=upload(top_p),
+                seed=upload(state.seed[rows]),
+                all_greedy=bool((temperature == 0).all()),
+                any_top_k=bool((top_k > 0).any()),
+                any_top_p=bool((top_p < 1).any()),
+            )
+            self._key = key
+        return self._last
 
     def grammar(self, masks: Masks, sampling: SamplingBatch) -> GrammarMasks:
         """Where ``masks`` go in the mask of ``sampling``, which was built with their rows."""

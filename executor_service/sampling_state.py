@@ -70,6 +70,7 @@ class SamplingState:
         known_len: int32, length of the log that came with the admission.
         log_len: int32, tokens of the log once every launched step has run; kept for rows with penalties only.
         has_penalties, has_bias, has_mask, has_grammar: bool.
+        version: changes whenever a row gets other parameters.
         any_special: whether any admitted row uses more than temperature, top-k and top-p, or is being audited.
         log: int32 [max_rows, max_model_len + 1], for rows with penalties; sampled tokens are appended on the device.
         permitted, stops: int32 [max_rows, ceil(vocabulary / 32)], bits of the ids a row may sample, and of those it may
@@ -103,6 +104,7 @@ class SamplingState:
         self.has_mask = np.zeros(max_rows, np.bool_)
         self.has_grammar = np.zeros(max_rows, np.bool_)
         self.bias_sizes = np.zeros(max_rows, np.int32)
+        self.version = 0
         self.any_special = False
         self.log = DeviceTable(max_rows, max_model_len + 1, torch.int32, device)
         self.permitted = DeviceTable(max_rows, self.num_words, torch.int32, device)
@@ -138,6 +140,7 @@ class SamplingState:
     def admit(self, admission: Admission) -> None:
         """``admission.row`` has these parameters, which have been checked."""
         row, sampling = admission.row, admission.sampling
+        self.version += 1
         greedy = sampling.temperature == 0
         self.temperature[row] = sampling.temperature
         # a greedy row must not make a whole batch pay for filters that cannot change its token

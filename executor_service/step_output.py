@@ -1,7 +1,5 @@
 """What a step yielded on its way from the device to the host."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -28,8 +26,11 @@ class HostStepOutput:
 
     def wait(self) -> HostOutput:
         """See ``StepOutput``; does not wait."""
-        with _abandoning_masks(self._report):
+        try:
             return host_output(_on_host(self._tokens), self._report)
+        except BaseException:
+            _abandon_masks(self._report)
+            raise
 
 
 class DeviceStepOutput:
@@ -51,20 +52,18 @@ class DeviceStepOutput:
 
     def wait(self) -> HostOutput:
         """See ``StepOutput``."""
-        with _abandoning_masks(self._report):
+        try:
             self._copied.synchronize()
             return host_output(_on_host(self._tokens), self._report)
+        except BaseException:
+            _abandon_masks(self._report)
+            raise
 
 
-@contextmanager
-def _abandoning_masks(report: StepReport) -> Iterator[None]:
-    """Give the step's matchers up when its tokens cannot be had: the main thread may wait for them."""
-    try:
-        yield
-    except BaseException:
-        if report.masks is not None:
-            report.masks.abandon()
-        raise
+def _abandon_masks(report: StepReport) -> None:
+    """Give the step's matchers up, whose tokens cannot be had: the main thread may wait for them."""
+    if report.masks is not None:
+        report.masks.abandon()
 
 
 def _copy(source: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:

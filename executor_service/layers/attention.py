@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from executor_service.context import get_context
+from executor_service.metadata.attention import OutputRows
 from kernels.paged_attention.backends import AttentionBackend
 from kernels.rotary_append import Rotation, rotary_append
 
@@ -19,8 +20,16 @@ class Attention(nn.Module):
         """Use these tensors, [blocks, block_size, kv_heads, head_dim], and this backend from now on."""
         self._cache = (key_cache, value_cache, backend)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """query: [T, heads, head_dim]; key, value: [T, kv_heads, head_dim]. Returns [T, heads, head_dim].
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotation: Rotation | None = None,
+        rows: OutputRows | None = None,
+    ) -> Tensor:
+        """query: [T, heads, head_dim]; key, value: [T, kv_heads, head_dim]. Returns [T, heads, head_dim], or
+        [S, heads, head_dim] of ``rows``.
 
         Queries and keys are rotated first if there is a ``rotation``. Reads the step's metadata from the inference
         context. Raises ``RuntimeError`` when no cache is bound.
@@ -35,4 +44,8 @@ class Attention(nn.Module):
             query = rotary_append(
                 query, key, value, rotation, key_cache, value_cache, metadata.slot_mapping, backend.append
             )
-        return backend.attend(query, key_cache, value_cache, metadata.plan, self._scale)
+        if rows is not None and rows.plan is not None:
+            query = query.index_select(0, rows.indices)
+            return backend.attend(query, key_cache, value_cache, rows.plan, self._scale)
+        attended = backend.attend(query, key_cache, value_cache, metadata.plan, self._scale)
+        return attended if rows is None else attended.index_select(0, rows.indices)

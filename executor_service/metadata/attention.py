@@ -19,6 +19,29 @@ class AttentionMetadata:
     plan: AttentionPlan
 
 
+@dataclass(frozen=True, slots=True)
+class OutputRows:
+    """The tokens whose hidden states a step wants: S of T."""
+
+    indices: Tensor  # int64 [S]
+    plan: AttentionPlan | None  # of their queries alone, each a request of its own; None: there is only that of all
+
+
+def output_rows(batch: InputBatch, indices: Tensor, block_size: int, group_size: int) -> OutputRows:
+    """``indices`` of ``batch``'s tokens, int64 [S], with a plan where the host knows them.
+
+    On a GPU it does not, and one layer's attention is not worth to send them: prompts are short work there.
+    """
+    if not indices.is_cpu:
+        return OutputRows(indices, None)
+    chosen = indices.numpy()
+    requests = np.searchsorted(batch.host_query_start_loc, chosen, side="right") - 1
+    starts = np.arange(chosen.size + 1, dtype=np.int32)
+    lengths = (batch.positions.numpy()[chosen] + 1).astype(np.int32)
+    tables = torch.from_numpy(batch.block_tables.numpy()[requests])
+    return OutputRows(indices, plan_attention(starts, lengths, tables, block_size, group_size))
+
+
 def attention_metadata_of(inputs: StepInputs, block_size: int, group_size: int) -> AttentionMetadata:
     """Attention over the static buffers: whatever they hold when kernels run."""
     plan = plan_attention(

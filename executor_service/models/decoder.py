@@ -11,6 +11,7 @@ from executor_service.layers.embedding import ParallelLMHead, VocabParallelEmbed
 from executor_service.layers.linear import MergedColumnParallelLinear, Packer, RowParallelLinear, empty_parameter
 from executor_service.layers.norm import RMSNorm
 from executor_service.layers.rotary import RotaryEmbedding
+from executor_service.metadata.attention import OutputRows
 from executor_service.models.config import ModelConfig
 from kernels.rotary_append import Rotation
 
@@ -21,9 +22,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self._head_dim = config.head_dim
-        query_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        self._sizes = [query_size, kv_size, kv_size]
+        self._heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
+        query_size, kv_size, _ = (heads * config.head_dim for heads in self._heads)
         projections = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
         self.qkv_proj = MergedColumnParallelLinear(config.hidden_size, projections, config.qkv_bias, device, dtype)
         self.o_proj = RowParallelLinear(query_size, config.hidden_size, config.output_bias, device, dtype)
@@ -31,17 +31,16 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype) if config.qk_norm else None
         self.attention = Attention(config.head_dim)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: OutputRows | None = None) -> Tensor:
         """[T, hidden] to [T, hidden], or to [S, hidden] of these rows; cos and sin as in ``RotaryEmbedding.angles``."""
         projected: Tensor = self.qkv_proj(hidden)
-        parts = torch.split(projected, self._sizes, dim=-1)
-        query, key, value = (torch.unflatten(part, 1, (-1, self._head_dim)) for part in parts)
+        heads = projected.view(hidden.shape[0], -1, self._head_dim)
+        query, key, value = torch.split(heads, self._heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             rotation = Rotation(cos, sin, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
         else:
             rotation = Rotation(cos, sin)
-        attended = self.attention(query, key, value, rotation).flatten(1)
-        output: Tensor = self.o_proj(attended if rows is None else attended.index_select(0, rows))
+        output: Tensor = self.o_proj(self.attention(query, key, value, rotation, rows).flatten(1))
         return output
 
 
@@ -73,7 +72,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, rows: Tensor | None = None
+        self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, rows: OutputRows | None = None
     ) -> tuple[Tensor, Tensor]:
         """(output not yet added, residual), both [T, hidden], or [S, hidden] of these rows; the first layer has no
         residual yet.
@@ -84,7 +83,7 @@ class DecoderLayer(nn.Module):
             hidden, residual = self.input_layernorm.add(hidden, residual)
         hidden = self.self_attn(hidden, cos, sin, rows)
         if rows is not None:
-            residual = residual.index_select(0, rows)
+            residual = residual.index_select(0, rows.indices)
         hidden, residual = self.post_attention_layernorm.add(hidden, residual)
         return self.mlp(hidden), residual
 
@@ -107,7 +106,7 @@ class CausalLM(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """int64 [T] token ids and positions to normalised hidden states [T, hidden], or [S, hidden] of those tokens
-        that the inference context wants: the last layer computes little more than keys and values of the others.
+        that the inference context wants: the last layer computes no more than queries, keys and values of the others.
         """
         cos, sin = self._rotary.angles(positions)
         hidden: Tensor = self.embed_tokens(input_ids)

@@ -1,4 +1,4 @@
-// Writing heads of keys and values to a token's slot in the paged cache.
+// Writing heads of keys and values to their tokens' slots in the paged cache.
 #pragma once
 
 #include <algorithm>
@@ -8,83 +8,86 @@
 
 namespace baton {
 
+// Some heads of tokens [begin, end), which follow each other in a tile; where there are no tiles, of one token.
+struct Visit {
+  i64 begin, end, first_head, last_head;
+
+  i64 heads() const { return last_head - first_head; }
+};
+
 struct Slots {
   KVLayout layout;
   bf16* keys;
   bf16* values;
   const i64* slots;  // of each token: block * block_size + offset
 
-  i64 place(i64 token, i64 head) const {
-    return layout.place(slots[token] / layout.block_size, slots[token] % layout.block_size, head);
-  }
-  i64 lane(i64 token) const { return slots[token] % layout.block_size % kTileTokens; }
-
-  void write_key(i64 token, i64 head, const bf16* key) const {
-    bf16* to = keys + place(token, head);
+  // One head's keys of a visit, `stride` elements apart.
+  void write_keys(const Visit& visit, i64 head, const bf16* from, i64 stride) const {
+    bf16* to = keys + place(visit.begin, head);
     if (!layout.tiled()) {
-      std::memcpy(to, key, layout.head_dim * sizeof(bf16));
+      std::memcpy(to, from, layout.head_dim * sizeof(bf16));
       return;
     }
-    to += layout.key_element(lane(token), 0);
-    for (i64 i = 0; i < layout.head_dim; i += 2) std::memcpy(to + i * kTileTokens, key + i, 2 * sizeof(bf16));
+    i64 whole = 0;  // dimensions that are written line by line
+    if (visit.end - visit.begin == kTileTokens)
+      for (; whole + kLanes * 2 <= layout.head_dim; whole += kLanes * 2)
+        transpose_pairs(from + whole, stride, to + whole * kTileTokens);
+    if (whole == layout.head_dim) return;
+    for (i64 token = visit.begin; token < visit.end; ++token, from += stride) {
+      bf16* pairs = to + layout.key_element(lane(token), 0);
+      for (i64 i = whole; i < layout.head_dim; i += 2) std::memcpy(pairs + i * kTileTokens, from + i, 2 * sizeof(bf16));
+    }
   }
 
-  void write_value(i64 token, i64 head, const bf16* value) const {
+  // One head's value of a token; of two tokens that share a tile's lines if `both`, `stride` elements apart.
+  void write_values(i64 token, bool both, i64 head, const bf16* from, i64 stride) const {
     bf16* to = values + place(token, head);
     if (!layout.tiled()) {
-      std::memcpy(to, value, layout.head_dim * sizeof(bf16));
+      std::memcpy(to, from, layout.head_dim * sizeof(bf16));
       return;
     }
     to += layout.value_element(lane(token) & ~1, 0);
-    for (i64 i = 0; i < layout.head_dim; i += kLanes) store_halves(to + i * 2, value + i, lane(token) & 1);
+    if (both)
+      for (i64 i = 0; i < layout.head_dim; i += kLanes) interleave(from + i, from + stride + i, to + i * 2);
+    else
+      for (i64 i = 0; i < layout.head_dim; i += kLanes) store_halves(to + i * 2, from + i, lane(token) & 1);
   }
 
-  // body(token, head) for each, shared among threads. Tokens that follow each other in a tile are written head by head:
-  // they share cache lines. Lines are brought in two heads ahead, in the order of memory.
+  // Whether the token's value shares lines with that of the next one, which the visit has, too.
+  bool is_paired(const Visit& visit, i64 token) const {
+    return layout.tiled() && token + 1 < visit.end && lane(token) % 2 == 0;
+  }
+
+  // body(visit) for all heads of all tokens, shared among threads.
   template <typename Body>
   void for_each(i64 tokens, int threads, Body&& body) const {
-    const i64 visits = (tokens + kTileTokens - 1) / kTileTokens;
-    const i64 parts = visits < kVisitsPerThread * threads ? layout.kv_heads : 1;
-    parallel_ranges(visits * parts, 1, threads, [&](i64 begin, i64 end) {
-      for (i64 i = begin; i < end; ++i) {
-        const i64 heads = layout.kv_heads / parts, head = i % parts * heads, first = i / parts * kTileTokens;
-        visit(first, std::min(first + kTileTokens, tokens), head, head + heads, body);
+    const i64 groups = (tokens + kTileTokens - 1) / kTileTokens;
+    const i64 parts = groups < kGroupsPerThread * threads ? layout.kv_heads : 1, heads = layout.kv_heads / parts;
+    parallel_ranges(groups * parts, 1, threads, [&](i64 first, i64 last) {
+      for (i64 i = first; i < last; ++i) {
+        const i64 head = i % parts * heads, limit = std::min((i / parts + 1) * kTileTokens, tokens);
+        for (i64 begin = i / parts * kTileTokens, end; begin < limit; begin = end) {
+          end = end_of_run(begin, limit);
+          body(Visit{begin, end, head, head + heads});
+        }
       }
     });
   }
 
  private:
-  static constexpr i64 kVisitsPerThread = 4;  // at least: else heads are split
-  static constexpr i64 kHeadsAhead = 2;
+  static constexpr i64 kGroupsPerThread = 4;  // at least: else heads are split
 
-  template <typename Body>
-  void visit(i64 first, i64 last, i64 first_head, i64 last_head, Body& body) const {
-    for (i64 begin = first, end; begin < last; begin = end) {
-      end = end_of_run(begin, last);
-      for (i64 head = first_head; head < last_head; ++head) {
-        const i64 left = last_head - head - kHeadsAhead;  // heads of this run after the one to bring in, and itself
-        if (left > 0)
-          prefetch(begin, head + kHeadsAhead);
-        else if (end < last && first_head - left < last_head)
-          prefetch(end, first_head - left);
-        for (i64 token = begin; token < end; ++token) body(token, head);
-      }
-    }
+  i64 place(i64 token, i64 head) const {
+    return layout.place(slots[token] / layout.block_size, slots[token] % layout.block_size, head);
   }
+  i64 lane(i64 token) const { return slots[token] % layout.block_size % kTileTokens; }
 
-  // Where the tokens end that lie in the tile of token `begin`.
-  i64 end_of_run(i64 begin, i64 last) const {
+  // Where the tokens end that follow token `begin` in its tile.
+  i64 end_of_run(i64 begin, i64 limit) const {
     i64 end = begin + 1;
-    while (end < last && slots[end] / kTileTokens == slots[begin] / kTileTokens) ++end;
+    if (!layout.tiled()) return end;
+    while (end < limit && slots[end] == slots[end - 1] + 1 && slots[end] % kTileTokens != 0) ++end;
     return end;
-  }
-
-  void prefetch(i64 token, i64 head) const {
-    if (!layout.tiled()) return;
-    const bf16* key = keys + place(token, head);
-    for (i64 i = 0; i < layout.tile_elements(); i += kTileTokens * 2) _mm_prefetch(key + i, _MM_HINT_T1);
-    const bf16* value = values + place(token, head) + layout.value_element(lane(token) & ~1, 0);
-    for (i64 i = 0; i < layout.head_dim * 2; i += kLanes * 2) _mm_prefetch(value + i, _MM_HINT_T1);
   }
 };
 

@@ -48,7 +48,7 @@ def pack(weight: Tensor) -> Int8Matrix:
 def linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """See ``kernels.linear.linear``; x is not quantised. The sum over K is multiplied by the scale, once."""
     m = x.shape[0]
-    out = torch.empty((m, weight.rows), dtype=out_dtype)
+    out = memory.empty((m, weight.rows), out_dtype)
     _linear(
         x.data_ptr(),
         x.stride(0),
@@ -69,7 +69,7 @@ def linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out_dtype: torch.
 def embedding(input_ids: Tensor, weight: Int8Matrix) -> Tensor:
     """See ``kernels.linear.embedding``: codes times scales, rounded to bfloat16."""
     tokens = input_ids.shape[0]
-    out = torch.empty((tokens, weight.columns), dtype=torch.bfloat16)
+    out = memory.empty((tokens, weight.columns), torch.bfloat16)
     _rows(
         input_ids.data_ptr(),
         weight.blocks.data_ptr(),

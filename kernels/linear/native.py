@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out_dtype: torc
     if weight.gated:
         raise ValueError("a gated weight is for linear_silu_and_mul")
     m = x.shape[0]
-    out = torch.empty((m, weight.rows), dtype=out_dtype)
+    out = memory.empty((m, weight.rows), out_dtype)
     _linear(
         x.data_ptr(),
         x.stride(0),
@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out_dtype: torc
 def linear_silu_and_mul(x: Tensor, weight: PackedMatrix, bias: Tensor | None) -> Tensor:
     """See ``kernels.linear.linear_silu_and_mul``; ``weight`` is gated."""
     m, size = x.shape[0], weight.rows // 2
-    out = torch.empty((m, size), dtype=x.dtype)
+    out = memory.empty((m, size), x.dtype)
     _linear_silu_and_mul(
         x.data_ptr(),
         x.stride(0),
@@ -72,7 +72,7 @@ def linear_silu_and_mul(x: Tensor, weight: PackedMatrix, bias: Tensor | None) ->
 def embedding(input_ids: Tensor, weight: PackedMatrix) -> Tensor:
     """See ``kernels.linear.embedding``."""
     tokens = input_ids.shape[0]
-    out = torch.empty((tokens, weight.columns), dtype=weight.blocks.dtype)
+    out = memory.empty((tokens, weight.columns), weight.blocks.dtype)
     _rows(
         input_ids.data_ptr(),
         weight.blocks.data_ptr(),

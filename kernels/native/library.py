@@ -10,6 +10,7 @@ use the same: their results agree to rounding, not bit by bit.
 import ctypes
 import logging
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from kernels.native.build import BuildError, build, choose_amx, choose_isa
 logger = logging.getLogger(__name__)
 
 _ARGUMENT_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "n": ctypes.c_int}
+_WORDS = {"p": "Q", "i": "q", "f": "f4x", "n": "i4x"}  # of eight bytes, for ``struct``
 
 
 def available() -> bool:
@@ -83,16 +85,26 @@ class NativeFunction:
         self.name = name
         self.letters = arguments
         self._types: tuple[Any, ...] = tuple(_ARGUMENT_TYPES[kind] for kind in arguments)
+        self._words = struct.Struct("<" + "".join(_WORDS[kind] for kind in arguments))
 
     def __call__(self, *arguments: float | None) -> None:
-        if _observed.by is not None:
-            _observed.by(self, arguments)
+        if _noted.by is None:
+            self.call(*arguments)
+        else:
+            _noted.by(self, arguments)
+
+    def call(self, *arguments: float | None) -> None:
+        """Make the call, whoever wants to note calls."""
         _resolve(self.name, self._types)(*arguments)
 
     def bind(self, *arguments: float | None) -> Callable[[], object]:
         """A call with these arguments, converted once. Whoever keeps it keeps the memory that pointers point into."""
         values = (kind(value) for kind, value in zip(self._types, arguments, strict=True))
         return partial(_resolve(self.name, None), *values)
+
+    def words(self, arguments: tuple[float | None, ...]) -> bytes:
+        """The arguments, eight bytes each."""
+        return self._words.pack(*(argument or 0 for argument in arguments))
 
     def address(self) -> int:
         """Where the function's code is."""
@@ -106,26 +118,26 @@ def signature(letters: str) -> int:
     return int(find(letters.encode()) or 0)
 
 
-_Observer = Callable[[NativeFunction, tuple[float | None, ...]], None]
+_Note = Callable[[NativeFunction, tuple[float | None, ...]], None]
 
 
-class _Observed(threading.local):
-    """Each thread's own: calls of others are none of an observer's business."""
+class _Noted(threading.local):
+    """Each thread's own: calls of others are made."""
 
-    by: _Observer | None = None
+    by: _Note | None = None
 
 
-_observed = _Observed()
+_noted = _Noted()
 
 
 @contextmanager
-def observing(observer: _Observer) -> Iterator[None]:
-    """Tell ``observer`` of every native call of this thread within the ``with`` block, before it is made."""
-    outer, _observed.by = _observed.by, observer
+def noting(note: _Note) -> Iterator[None]:
+    """Hand every native call of this thread within the ``with`` block to ``note``, and do not make it."""
+    outer, _noted.by = _noted.by, note
     try:
         yield
     finally:
-        _observed.by = outer
+        _noted.by = outer
 
 
 @cache

@@ -1,13 +1,11 @@
 """Work on a CPU as a list of native calls that can be repeated: what a CUDA graph is on a GPU.
 
-While work is recorded it runs as always, but memory for results comes from a ``Scratch`` and stays theirs, and native
-calls are noted with their arguments. A repetition makes the same calls on the same memory, with none of the Python that
-led to them, and without the GIL, which other threads may want. Operations of torch that compute something are repeated
-too, each through its dispatch.
+While work is recorded, Python walks through it with a ``Scratch`` for its results, and native calls are noted with
+their arguments. Then they are made, once or again and again, with nothing of Python in between: where kernels have
+filled the processor's caches with weights, it takes ten times as long as in one go. Nor is there need of the GIL, which
+other threads may want. Operations of torch that compute something are made in their turn, each through its dispatch.
 """
 
-import math
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,54 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from kernels.native import library
+from kernels.native.memory import Scratch, results_in
 
-_ALIGNMENT = 64  # bytes, a cache line
 _REPLAY = library.NativeFunction("baton_replay", "pi")
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 
 
 class NotRepeatableError(RuntimeError):
-    """The work asked for a value, for a shape that depends on values, for random numbers, or for several new tensors in
-    one operation.
+    """The work asked for a value, for a shape that depends on values, for random numbers, for several new tensors in
+    one operation, or for one that changes another argument than its first.
     """
-
-
-class Scratch:
-    """Memory for results of recorded work, used again within a recording and by others: they run one at a time."""
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[NDArray[np.uint8]]] = {}
-        self._slots: dict[int, NDArray[np.uint8]] = {}  # by address
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Uninitialised and aligned to a cache line; free again once no tensor uses it any more."""
-        count = math.prod(shape)
-        size = 1 << (max(_ALIGNMENT, count * dtype.itemsize) - 1).bit_length()
-        free = self._free.setdefault(size, [])
-        slot = free.pop() if free else self._allocate(size)
-        lease = slot[:]  # an object of its own, which lives as long as a tensor uses the memory
-        weakref.finalize(lease, free.append, slot)
-        return torch.from_numpy(lease).view(dtype)[:count].view(*shape)
-
-    def without_claim(self, tensor: Tensor) -> Tensor:
-        """The same tensor, but its memory is free for others once ``tensor`` itself is gone: for results that are read
-        before other work runs. A tensor whose memory is not from here is returned as it is.
-        """
-        slot = self._slots.get(_address(tensor))
-        if slot is None:
-            return tensor
-        whole = torch.from_numpy(slot[:]).view(tensor.dtype)
-        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    def _allocate(self, size: int) -> NDArray[np.uint8]:
-        slot = _aligned(size)
-        self._slots[slot.ctypes.data] = slot
-        return slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +39,11 @@ class NativeCall:
 
 
 class Recording:
-    """Calls in their order, and the tensor that they fill."""
+    """Calls in their order, and the tensors that they fill. Of what else they fill it has only addresses."""
 
-    def __init__(self, calls: Iterable[NativeCall | Callable[[], object]], output: Tensor, scratch: Scratch) -> None:
+    def __init__(
+        self, calls: Iterable[NativeCall | Callable[[], object]], outputs: tuple[Tensor, ...], scratch: Scratch
+    ) -> None:
         self._calls: list[Callable[[], object]] = []
         natives: list[NativeCall] = []
         for call in calls:
@@ -89,45 +56,51 @@ class Recording:
             self._calls.append(call)
         if natives:
             self._calls.append(join(natives))
-        self.output = output
-        self._scratch = scratch  # calls have addresses in its memory
+        self._outputs = outputs
+        self._scratch = scratch
 
-    def replay(self) -> None:
-        """Make the calls again: they read anew whatever the work read, and fill ``output`` again.
-
-        Its values last until something else is recorded or repeated with the same scratch.
-        """
+    def run(self) -> tuple[Tensor, ...]:
+        """Make the calls, before anybody else uses the scratch; returns what the work returned."""
         for call in self._calls:
             call()
+        return self._outputs
+
+    def share(self) -> None:
+        """From now on it may be run whenever the scratch is idle, and what it returns lasts until the scratch is used.
+
+        The calls read anew whatever the work read.
+        """
+        self._outputs = tuple(map(self._scratch.without_claim, self._outputs))
 
 
 def join(calls: Sequence[NativeCall]) -> Callable[[], object]:
     """One call that makes all of ``calls``: in C++, with the GIL released from the first to the last."""
-    invokes = [library.signature(call.function.letters) for call in calls]
-    if not all(invokes):  # replay.cpp does not know the types of one
-        bound = [call.function.bind(*call.arguments) for call in calls]
-        return partial(_call_all, bound)
-    words = [np.array(_words(call), np.uint64) for call in calls]
-    rows = [
-        (call.function.address(), invoke, own.ctypes.data)
-        for call, invoke, own in zip(calls, invokes, words, strict=True)
-    ]
-    table = np.array(rows, np.uint64)
-    return partial(_replay_table, _REPLAY.bind(table.ctypes.data, len(rows)), (table, words))
+    functions = {call.function for call in calls}
+    found = {function: (function.address(), library.signature(function.letters)) for function in functions}
+    if not all(invoke for _, invoke in found.values()):  # replay.cpp does not know the types of one
+        return partial(_call_all, [call.function.bind(*call.arguments) for call in calls])
+    each = [call.function.words(call.arguments) for call in calls]
+    words = np.frombuffer(b"".join(each), np.uint64)
+    sizes = [len(one) for one in each]
+    table = np.empty((len(calls), 3), np.uint64)
+    table[:, :2] = [found[call.function] for call in calls]
+    table[:, 2] = words.ctypes.data + np.cumsum([0, *sizes[:-1]])
+    return partial(_replay_table, _REPLAY.bind(table.ctypes.data, len(calls)), (table, words))
 
 
-def record(work: Callable[[], Tensor], scratch: Scratch) -> Recording:
-    """Run ``work`` and hold on to what it did.
+def record(work: Callable[[], tuple[Tensor, ...]], scratch: Scratch) -> Recording:
+    """Walk through ``work`` and hold on to what it wants done; nothing of that is done yet.
 
-    It must read nothing but memory that stays where it is, and must do the same whatever values it finds there.
+    It must read nothing but memory that stays where it is, and must do the same whatever values it finds there, even
+    meaningless ones. Results of native kernels must come from ``memory.empty``.
 
     Raises:
         NotRepeatableError: it does not.
     """
     recorder = _Recorder(scratch)
-    with recorder, library.observing(recorder.note):
-        output = work()
-    return Recording(recorder.calls, scratch.without_claim(output), scratch)
+    with results_in(scratch), recorder, library.noting(recorder.note):
+        outputs = work()
+    return Recording(recorder.calls, outputs, scratch)
 
 
 class _Recorder(TorchDispatchMode):
@@ -144,38 +117,35 @@ class _Recorder(TorchDispatchMode):
         return False
 
     def note(self, function: library.NativeFunction, arguments: tuple[float | None, ...]) -> None:
-        """``function`` is about to be called."""
+        """``function`` is to be called."""
         self.calls.append(NativeCall(function, arguments))
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run ``func``, and note it if it is more than another view of what there is."""
+        """Note ``func`` if it is more than another view of what there is."""
         kwargs = kwargs or {}
-        if func is torch.ops.aten.empty.memory_format:
-            return self._scratch.empty(args[0], kwargs.get("dtype") or torch.get_default_dtype())
-        if func is torch.ops.aten.empty_like.default:
-            return self._scratch.empty(args[0].shape, kwargs.get("dtype") or args[0].dtype)
+        if func.is_view:
+            return func(*args, **kwargs)
         if any(tag in func.tags for tag in _UNREPEATABLE):
             raise NotRepeatableError(f"{func} cannot be repeated")
-        result = func(*args, **kwargs)
+        result = args[0] if func._schema.is_mutable else func(*args, **kwargs)  # for its shape, if it is a new tensor
         known = {_address(tensor) for tensor in _tensors([*args, *kwargs.values()])}
-        if any(_address(tensor) not in known for tensor in _tensors([result])):
-            if not isinstance(result, Tensor):
-                raise NotRepeatableError(f"{func} cannot be repeated")
-            self.calls.append(partial(_refill, result, partial(func, *args, **kwargs)))
-        elif func._schema.is_mutable:
-            self.calls.append(partial(func, *args, **kwargs))
+        is_new = any(_address(tensor) not in known for tensor in _tensors([result]))
+        if not (is_new or func._schema.is_mutable):
+            return result
+        if not isinstance(result, Tensor) or (func._schema.is_mutable and not _changes_first(func)):
+            raise NotRepeatableError(f"{func} cannot be repeated")
+        args, kwargs = tree_map_only(Tensor, self._scratch.without_claim, (args, kwargs))
+        again = partial(func, *args, **kwargs)
+        self.calls.append(partial(_refill, result, again) if is_new else again)
         return result
 
 
-def _words(call: NativeCall) -> list[int]:
-    """Each argument in eight bytes."""
-    pairs = zip(call.function.letters, call.arguments, strict=True)
-    return [
-        int(np.float32(value).view(np.uint32)) if letter == "f" else int(value or 0) % (1 << 64)
-        for letter, value in pairs
-    ]
+def _changes_first(func: Any) -> bool:
+    """Whether ``func``, which changes an argument, changes the first one and returns it."""
+    changed = [argument for argument in func._schema.arguments if argument.is_write]
+    return changed == [func._schema.arguments[0]] and len(func._schema.returns) == 1
 
 
 def _replay_table(replay: Callable[[], object], memory: object) -> None:
@@ -202,9 +172,3 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
-
-
-def _aligned(size: int) -> NDArray[np.uint8]:
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size]

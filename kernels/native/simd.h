@@ -60,7 +60,9 @@ inline void store_bf16(bf16* p, F32 v, i64 count) {
   _mm256_mask_storeu_epi16(p, first(count), narrow);
 }
 inline F32 round_to_bf16(F32 v) { return widen(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v))); }
-inline F32 load_float(const float* p, i64 count) { return _mm512_maskz_loadu_ps(first(count), p); }
+inline F32 load_float(const float* p, i64 count) {
+  return count >= kLanes ? load(p) : _mm512_maskz_loadu_ps(first(count), p);
+}
 inline void store_float(float* p, F32 v, i64 count) { _mm512_mask_storeu_ps(p, first(count), v); }
 
 // Writes sixteen values as the first or the second (`second`) of as many pairs; the others stay as they are.
@@ -72,8 +74,46 @@ inline void store_halves(bf16* pairs, const bf16* values, bool second) {
     _mm512_mask_storeu_epi16(pairs, 0x55555555, wide);
 }
 
+// Sixteen rows of sixteen pairs, `stride` elements apart, to the lines that hold all first pairs, all second ones, ...
+inline void transpose_pairs(const bf16* rows, i64 stride, bf16* lines) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows + i * stride);
+  for (int i = 0; i < 16; i += 2) {  // quarters of a line hold pairs of 2 rows, then of 4
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {  // then quarters of 8 rows, then of 16
+    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xDD);
+    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xDD);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm512_storeu_si512(lines + i * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_si512(lines + (i + 8) * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xDD));
+    _mm512_storeu_si512(lines + (i + 4) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+    _mm512_storeu_si512(lines + (i + 12) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xDD));
+  }
+}
+
+// Sixteen pairs of the first's and the second's values.
+inline void interleave(const bf16* first, const bf16* second, bf16* pairs) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
+  _mm512_storeu_si512(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
 inline Pairs load_pairs(const void* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
+inline void store_pairs(void* p, Pairs a) { _mm512_storeu_si512(p, reinterpret_cast<__m512i>(a)); }
 inline Pairs broadcast_pair(std::uint32_t pair) { return reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)); }
+// The 32 values in their order, those of `a` first.
+inline Pairs round_to_pairs(F32 a, F32 b) { return _mm512_cvtne2ps_pbh(b, a); }
 inline Pairs even_half(Pairs a) {  // the second of each pair becomes 0
   return reinterpret_cast<__m512bh>(_mm512_and_si512(reinterpret_cast<__m512i>(a), _mm512_set1_epi32(0xFFFF)));
 }
@@ -112,6 +152,7 @@ inline F32 round(F32 a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
 }
+inline F32 floor(F32 a) { return {_mm256_floor_ps(a.lo), _mm256_floor_ps(a.hi)}; }
 inline __m256 scale_by_power(__m256 a, __m256 n) {  // for n up to 128; 2^128 is infinite, below 2^-126 are zeros
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   const __m256i exponent = _mm256_max_epi32(biased, _mm256_setzero_si256());
@@ -185,8 +226,9 @@ inline F32 round_to_bf16(F32 v) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(narrow(v.lo), 16)),
           _mm256_castsi256_ps(_mm256_slli_epi32(narrow(v.hi), 16))};
 }
+inline __m256i narrow(F32 v) { return _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow(v.lo), narrow(v.hi)), 0xD8); }
 inline void store_bf16(bf16* p, F32 v, i64 count) {
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow(v.lo), narrow(v.hi)), 0xD8);
+  const __m256i packed = narrow(v);
   if (count >= kLanes) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
   bf16 lanes[kLanes];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), packed);
@@ -198,10 +240,30 @@ inline void store_halves(bf16* pairs, const bf16* values, bool second) {
   for (int i = 0; i < kLanes; ++i) pairs[i * 2 + second] = values[i];
 }
 
+// Sixteen rows of sixteen pairs, `stride` elements apart, to the lines that hold all first pairs, all second ones, ...
+inline void transpose_pairs(const bf16* rows, i64 stride, bf16* lines) {
+  for (int row = 0; row < kLanes; ++row)
+    for (int pair = 0; pair < kLanes; ++pair)
+      std::memcpy(lines + (pair * kLanes + row) * 2, rows + row * stride + pair * 2, 2 * sizeof(bf16));
+}
+
+// Sixteen pairs of the first's and the second's values.
+inline void interleave(const bf16* first, const bf16* second, bf16* pairs) {
+  store_halves(pairs, first, false);
+  store_halves(pairs, second, true);
+}
+
 inline Pairs load_pairs(const void* p) {
   const auto* halves = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
+inline void store_pairs(void* p, Pairs a) {
+  auto* halves = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(halves, a.lo);
+  _mm256_storeu_si256(halves + 1, a.hi);
+}
+// The 32 values in their order, those of `a` first.
+inline Pairs round_to_pairs(F32 a, F32 b) { return {narrow(a), narrow(b)}; }
 inline Pairs broadcast_pair(std::uint32_t pair) {
   const __m256i all = _mm256_set1_epi32(static_cast<int>(pair));
   return {all, all};
@@ -271,16 +333,19 @@ inline F32 exp(F32 x) {
 #endif
 }
 
-// 2^x for x <= 0 to a relative error of 3e-6, by a polynomial of degree 4 fitted with the least relative error.
+// 2^x for x up to 126 to a relative error of 9e-5, by a polynomial of degree 3 fitted with the least relative error.
 // 2^0 is exactly 1; below -150 it is exactly 0; NaN stays NaN.
 inline F32 exp2(F32 x) {
+#if defined(__AVX512BF16__)
+  const F32 n = x;  // scale_by_power takes the integral part of it
+  const F32 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x), 0 for infinities
+#else
   const F32 clamped = max(broadcast(-200.0F), x);
-  const F32 n = round(clamped);
+  const F32 n = floor(clamped);
   const F32 r = sub(clamped, n);
-  F32 p = broadcast(9.582866915e-3F);
-  p = fma(p, r, broadcast(5.590642616e-2F));
-  p = fma(p, r, broadcast(2.402409762e-1F));
-  p = fma(p, r, broadcast(6.931241751e-1F));
+#endif
+  F32 p = fma(broadcast(7.706719722e-2F), r, broadcast(2.276448222e-1F));
+  p = fma(p, r, broadcast(6.951168245e-1F));
   return scale_by_power(fma(p, r, broadcast(1.0F)), n);
 }
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native import memory
 from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 from kernels.paged_attention.plan import AttentionPlan
@@ -15,7 +16,7 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
     tokens, heads, head_dim = query.shape
     query = adjacent_heads(query)
     starts, seq_lens, tables = plan.addresses
-    out = torch.empty((tokens, heads, head_dim), dtype=query.dtype)
+    out = memory.empty((tokens, heads, head_dim), query.dtype)
     if tokens > plan.num_tokens:
         out[plan.num_tokens :].zero_()
     _paged_attention(

@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "../native/kv_layout.h"
+#include "online_softmax.h"
 
 namespace baton {
 
-constexpr int kKeyTile = 64;
 constexpr i64 kRowsPerTask = 48;     // (token, query head), which share each key tile in the cache
 constexpr i64 kTileBytes = 1 << 18;  // of keys and values that a task works on at a time, a quarter of a usual L2
 constexpr i64 kTasksPerThread = 4;   // at least, where heads can be split

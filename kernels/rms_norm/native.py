@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native import memory
 from kernels.native.library import NativeFunction
 
 _rms_norm = NativeFunction("baton_rms_norm", "pippfppiin")
@@ -12,7 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See ``kernels.rms_norm.rms_norm``."""
     size = x.shape[-1]
     x = x.contiguous()
-    out = torch.empty_like(x)
+    out = memory.empty(x.shape, x.dtype)
     _rms_norm(
         x.data_ptr(),
         size,
@@ -32,7 +33,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """See ``kernels.rms_norm.add_rms_norm``."""
     size = x.shape[-1]
     x, residual = x.contiguous(), residual.contiguous()
-    out, total = torch.empty_like(x), torch.empty_like(x)
+    out, total = memory.empty(x.shape, x.dtype), memory.empty(x.shape, x.dtype)
     _rms_norm(
         x.data_ptr(),
         size,

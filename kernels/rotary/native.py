@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native import memory
 from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 
@@ -13,7 +14,7 @@ def norm_rotary(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: 
     """See ``kernels.rotary.norm_rotary``; without a weight, ``apply_rotary``."""
     tokens, heads, head_dim = x.shape
     x = adjacent_heads(x)
-    out = torch.empty((tokens, heads, head_dim), dtype=x.dtype)
+    out = memory.empty((tokens, heads, head_dim), x.dtype)
     _norm_rotary(
         x.data_ptr(),
         x.stride(0),

@@ -1,4 +1,4 @@
-// Rotary embedding of queries and keys, and the append of keys and values, in one visit to each head.
+// Rotary embedding of queries and keys, and the append of keys and values, in one visit to each token.
 
 #include <vector>
 
@@ -15,16 +15,25 @@ extern "C" void baton_rotary_append(const bf16* query, i64 query_stride, const b
                                     const i64* slots, i64 t, i64 heads, i64 block_size, i64 kv_heads, i64 head_dim,
                                     int threads) {
   const Slots to{{block_size, kv_heads, head_dim}, keys, values, slots};
-  const i64 group = heads / kv_heads, half = head_dim / 2;
-  to.for_each(t, threads, [&](i64 token, i64 head) {
-    const float *c = cos + token * half, *s = sin + token * half;
-    for (i64 i = head * group; i < (head + 1) * group; ++i)
-      rotate_head(query + token * query_stride + i * head_dim, query_norm, eps, c, s,
-                  out + (token * heads + i) * head_dim, head_dim);
-    thread_local std::vector<bf16> rotated;
-    rotated.resize(head_dim);
-    rotate_head(key + token * key_stride + head * head_dim, key_norm, eps, c, s, rotated.data(), head_dim);
-    to.write_key(token, head, rotated.data());
-    to.write_value(token, head, value + token * value_stride + head * head_dim);
+  const i64 group = heads / kv_heads, half = head_dim / 2, tile = kTileTokens * head_dim;
+  to.for_each(t, threads, [&](const Visit& visit) {
+    thread_local std::vector<bf16> rotated;  // keys [heads of the visit][16 tokens][head_dim]
+    rotated.resize(visit.heads() * tile);
+    // Token by token, as they lie in memory; their keys then go to the cache a tile at a time.
+    for (i64 token = visit.begin; token < visit.end; ++token) {
+      const float *c = cos + token * half, *s = sin + token * half;
+      const i64 first_query = visit.first_head * group * head_dim, first = visit.first_head * head_dim;
+      rotate_heads(query + token * query_stride + first_query, visit.heads() * group, query_norm, eps, c, s,
+                   out + token * heads * head_dim + first_query, head_dim, head_dim);
+      rotate_heads(key + token * key_stride + first, visit.heads(), key_norm, eps, c, s,
+                   rotated.data() + (token - visit.begin) * head_dim, tile, head_dim);
+      const bool is_second = token > visit.begin && to.is_paired(visit, token - 1);
+      if (is_second || !to.is_paired(visit, token))
+        for (i64 head = visit.first_head; head < visit.last_head; ++head)
+          to.write_values(token - is_second, is_second, head,
+                          value + (token - is_second) * value_stride + head * head_dim, value_stride);
+    }
+    for (i64 head = visit.first_head; head < visit.last_head; ++head)
+      to.write_keys(visit, head, rotated.data() + (head - visit.first_head) * tile, head_dim);
   });
 }

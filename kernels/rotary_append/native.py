@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.native import memory
 from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 from kernels.rotary_append.rotation import Rotation
@@ -23,7 +24,7 @@ def rotary_append(
     tokens, heads, head_dim = query.shape
     _, block_size, kv_heads, _ = key_cache.shape
     query, key, value = adjacent_heads(query), adjacent_heads(key), adjacent_heads(value)
-    out = torch.empty((tokens, heads, head_dim), dtype=query.dtype)
+    out = memory.empty((tokens, heads, head_dim), query.dtype)
     _rotary_append(
         query.data_ptr(),
         query.stride(0),

@@ -90,7 +90,7 @@ class EngineLoop:
         timeout = min(timeout, max(0.0, wake_at - self._clock()))
         readable = {socket for socket, _ in self._poller.poll(math.ceil(timeout * 1e3))}
         now = self._clock()
-        if self._disconnects.take():
+        if self._disconnects.socket in readable and self._disconnects.take():
             self._registry.suspect(now)
         if self._executor_socket in readable:
             for routing_id, frame in receive_some(self._executor_socket, self._executor_keys):

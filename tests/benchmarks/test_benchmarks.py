@@ -59,11 +59,14 @@ def test_serve(models: Path) -> None:
 def test_peers(models: Path) -> None:
     flags = ["--models", str(models), "--kv-gib", "1", "--peers-dir", str(models / "none"), "--workloads", "W3"]
     figures = _run("bench_peers", *_TINY, *flags, "--peers", "transformers-generate", "vllm")
-    absent, *measured = figures
+    absent, *measured, floor = figures
     assert absent["peer"] == "vllm"
     assert "not installed" in absent["failed"]
     assert [figure["peer"] for figure in measured] == ["baton", "transformers-generate"]
     assert measured[0]["times_baton"] == 1
+    assert measured[0]["floor_share"] > 0
+    assert (floor["bench"], floor["workload"]) == ("floor", "W3")
+    assert floor["wall_s"] == pytest.approx(floor["products_s"] + floor["attention_flops_s"], abs=2e-4)
 
 
 def test_split(models: Path) -> None:

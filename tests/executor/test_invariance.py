@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from executor_service.input_batch import PromptTargets
+
 from .builders import Run, Server, greedy, save_checkpoint
 
 TINY = {"num_attention_heads": 7, "num_key_value_heads": 1}
@@ -95,13 +97,18 @@ def test_rows_do_not_depend_on_their_batch(checkpoint: Path, dtype: torch.dtype)
 
 @pytest.mark.usefixtures("threads")
 def test_rows_do_not_depend_on_which_tokens_are_sampled(checkpoint: Path, dtype: torch.dtype) -> None:
-    """The last layer goes on with rows that are sampled only: with few of them, or with none at all."""
+    """The last layer attends and goes on with rows that are sampled only, few of them or none at all, unless others'
+    hidden states are wanted, too.
+    """
     server = Server.start(checkpoint, dtype)
     tokens = prompt(server.rng, 60)
     expected = run_in_chunks(server, server.admit(tokens), always(60))
     run, mate = server.admit(tokens), server.admit(prompt(server.rng, 40))
     for count, sampled in ((20, []), (25, [24]), (1, []), (13, [0, 5, 12])):
         everything = server.batch([(run, count), (mate, 10)])
+        targets = PromptTargets(everything.sample_indices, everything.input_ids, 0)
+        all_rows = server.runner.compute_logits(replace(everything, prompt_targets=targets))
+        assert torch.equal(all_rows[:count], expected[run.computed : run.computed + count])
         indices = torch.tensor(sampled, dtype=torch.int64)
         batch = replace(everything, sample_indices=indices, sampling=greedy(len(sampled)))
         logits = server.runner.compute_logits(batch)

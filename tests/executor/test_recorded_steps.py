@@ -1,5 +1,6 @@
 """Decode steps that are repeated from recordings give the bits of those that are not."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from executor_service.models.decoder import CausalLM
 from kernels.native import library
 from kernels.native.library import available
 
@@ -23,7 +25,7 @@ def test_every_step_has_the_same_bits(family: str, tmp_path: Path) -> None:
     """Prompts, decodes of one to four rows, rows that come and go, past several tiles of keys; tied head or not."""
     save_checkpoint(tmp_path, family, tie_word_embeddings=family == "qwen3")
     servers = [Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2)]
-    servers[0].runner.record_decodes(_MAX_ROWS, max_blocks=60)
+    servers[0].runner.record_steps(_MAX_ROWS, max_blocks=60)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 199, 240).tolist() for _ in range(4)]
     runs = [[server.admit(prompt) for prompt in prompts] for server in servers]
@@ -44,7 +46,7 @@ def test_every_step_has_the_same_bits(family: str, tmp_path: Path) -> None:
 def test_a_step_that_does_not_sample_every_row_runs_as_always(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "qwen3")
     server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
-    server.runner.record_decodes(_MAX_ROWS, max_blocks=60)
+    server.runner.record_steps(_MAX_ROWS, max_blocks=60)
     rows = [server.admit(range(start, start + 40)) for start in (0, 50)]
     server.step([(row, 5) for row in rows])
     batch = server.batch([(row, 1) for row in rows])
@@ -54,13 +56,65 @@ def test_a_step_that_does_not_sample_every_row_runs_as_always(tmp_path: Path) ->
     assert torch.equal(server.runner.compute_logits(only_second), both[1:])
 
 
+def test_results_last_for_as_long_as_anybody_uses_them(tmp_path: Path) -> None:
+    """Read on another thread while the next steps run, such as could be repeated were no results in use. Those of a
+    repeated step last until the next one.
+    """
+    save_checkpoint(tmp_path, "qwen3")
+    recorded, plain = (Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2))
+    recorded.runner.record_steps(_MAX_ROWS, max_blocks=60)
+    counts = (9, 1, 1, 1, 70, 1, 1, 1, 1)
+    runs = [server.admit([number % 199 for number in range(90)]) for server in (recorded, plain)]
+    expected = [plain.step([(runs[1], count)])[0] for count in counts]
+    kept: dict[int, torch.Tensor] = {}
+    repeated: list[int] = []
+    with ThreadPoolExecutor(1) as reader:
+        for number, count in enumerate(counts):
+            (logits,) = recorded.step([(runs[0], count)])
+            assert torch.equal(logits, expected[number])
+            if count == 1 and not kept:
+                repeated.append(number)
+            else:
+                kept[number] = logits
+            del logits
+            assert reader.submit(lambda: all(torch.equal(rows, expected[at]) for at, rows in kept.items())).result()
+            if number in {2, 7}:
+                kept.clear()
+    assert repeated == [3, 8]
+    assert list(kept) == []
+
+
+def test_a_model_that_asks_for_values_is_run_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, "qwen3")
+    recorded, plain = (Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2))
+    recorded.runner.record_steps(_MAX_ROWS, max_blocks=60)
+    forward = CausalLM.forward
+
+    def curious(model: CausalLM, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return forward(model, input_ids, positions) if input_ids.max().item() >= 0 else positions
+
+    monkeypatch.setattr(CausalLM, "forward", curious)
+    runs = [server.admit(range(20)) for server in (recorded, plain)]
+    for count in (5, 1, 1):
+        ours, expected = (server.step([(run, count)]) for server, run in zip((recorded, plain), runs, strict=True))
+        assert torch.equal(ours[0], expected[0])
+    assert [record.message for record in caplog.records if "not recorded" in record.message]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_every_kernel_of_a_decode_step_can_be_called_without_python(family: str, tmp_path: Path) -> None:
     """Else its types are missing in replay.cpp, and steps are repeated call by call."""
     save_checkpoint(tmp_path, family)
     server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
     called: dict[str, str] = {}
-    with library.observing(lambda function, _: called.update({function.name: function.letters})):
+
+    def note(function: library.NativeFunction, arguments: tuple[float | None, ...]) -> None:
+        called[function.name] = function.letters
+        function.call(*arguments)
+
+    with library.noting(note):
         server.step([(server.admit(range(8)), 1)])
     assert len(called) >= 6
     assert [name for name, letters in called.items() if not library.signature(letters)] == []

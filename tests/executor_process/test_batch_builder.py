@@ -28,6 +28,19 @@ def worked_example(rig: Rig) -> BuiltStep:
     return rig.builder.build(step, rig.applier.apply(step))
 
 
+def test_parameters_of_a_row_that_changed_hands() -> None:
+    rig, maker = Rig(), PlanMaker()
+
+    def sampled(plan: pb.StepPlan) -> list[list[float]]:
+        step = decoded(plan)
+        sampling = rig.builder.build(step, rig.applier.apply(step)).batch.sampling
+        return [sampling.temperature.tolist(), sampling.top_k.tolist(), sampling.position.tolist()]
+
+    assert sampled(maker.plan(admit={A: ([2], DRAWN)}, prefill={A: [1, 2]})) == [[0.5], [7], [2]]
+    assert sampled(maker.plan(decode=[A])) == [[0.5], [7], [3]]
+    assert sampled(maker.plan(release=[A], admit={A: ([5], GREEDY)}, prefill={A: [1]})) == [[0.0], [0], [1]]
+
+
 def test_worked_example() -> None:
     step = worked_example(Rig())
     batch = step.batch

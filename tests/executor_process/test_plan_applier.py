@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_good_plans_move_the_cursors(rig: Rig, maker: PlanMaker) -> None:
     assert rig.rows.cursor.tolist() == [6, 4, -1, -1]
     rig.applier.apply(decoded(maker.plan(decode=[0, 1])))
     assert rig.rows.cursor.tolist() == [7, 5, -1, -1]
+
+
+def test_layout_of_decodes_is_the_one_that_the_long_way_finds(rig: Rig, maker: PlanMaker, monkeypatch: Any) -> None:
+    rig.applier.apply(decoded(maker.plan(extend=[(1, 8)], decode=[1, 0])))
+    short = rig.applier.apply(plan := decoded(maker.plan(decode=[1, 0])))
+    rig.rows.cursor[plan.rows] = plan.start_positions
+    monkeypatch.setattr(rig.applier, "_lay_out_decodes", lambda _: None)
+    long = rig.applier.apply(plan)
+    for name in ("num_decodes", "query_start_loc", "ends", "positions", "slot_mapping", "sampling"):
+        one, other = np.asarray(getattr(short, name)), np.asarray(getattr(long, name))
+        assert one.dtype == other.dtype
+        assert one.tolist() == other.tolist()
 
 
 def test_row_and_blocks_can_be_reused_in_the_plan_that_releases_them(rig: Rig, maker: PlanMaker) -> None:

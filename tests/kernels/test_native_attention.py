@@ -144,6 +144,36 @@ def test_bits_depend_on_the_sequence_alone(heads: tuple[int, int], head_dim: int
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (4, 1), (8, 1), (14, 2)], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
+def test_bits_at_any_number_of_rows(heads: tuple[int, int], head_dim: int) -> None:
+    """Chunks of a prefill that begin and end anywhere in a tile of keys, and fill register tiles of any size."""
+    torch.manual_seed(0)
+    sequence = Tokens.random(90, *heads, head_dim)
+    pages = Pages(0, heads[1], head_dim, 16)
+    blocks = pages.admit(90)
+    (expected,) = pages.step([(sequence, blocks, 0, 90)])
+    torch.testing.assert_close(expected.double(), sequence.expected(), rtol=2e-2, atol=2e-2)
+    for count in range(1, 14):
+        for first in (0, 64 - count, 64 - count // 2, 64):
+            (output,) = pages.step([(sequence, blocks, first, first + count)])
+            assert torch.equal(output, expected[first : first + count])
+
+
+@pytest.mark.parametrize("step", [1, 7, 300])
+def test_scores_that_grow(step: int) -> None:
+    """Later keys outweigh earlier ones by far, some rows' much more than others': sums decay, each row's by its own."""
+    torch.manual_seed(0)
+    sequence = Tokens.random(300, 4, 2, 64)
+    sequence.key *= torch.linspace(0.1, 60, 300).bfloat16()[:, None, None]
+    sequence.query[::3] *= 0.125
+    pages = Pages(0, 2, 64, 16)
+    blocks = pages.admit(300)
+    whole = torch.cat([pages.step([(sequence, blocks, at, min(at + step, 300))])[0] for at in range(0, 300, step)])
+    torch.testing.assert_close(whole.double(), sequence.expected(), rtol=2e-2, atol=2e-2)
+    assert torch.equal(whole, prefill(sequence, 32))
+
+
 def test_padding_is_zero_and_strides_are_followed() -> None:
     torch.manual_seed(0)
     pages = Pages(0, 2, 64, 16)

@@ -29,7 +29,9 @@ def use_isa(patch: pytest.MonkeyPatch, isa: str) -> Iterator[None]:
     patch.delenv("BATON_KERNELS", raising=False)
     forget()
     if not library.available():
-        pytest.skip(library.selection(torch.zeros(1, dtype=torch.bfloat16)))
+        why = library.selection(torch.zeros(1, dtype=torch.bfloat16))
+        assert "failed" not in why, why  # the compiler is there, and does not take our code
+        pytest.skip(why)
     yield
     forget()
 

@@ -11,10 +11,15 @@ from torch import Tensor
 from kernels.linear import linear, pack
 from kernels.native import library
 from kernels.native.library import available
-from kernels.native.recording import NotRepeatableError, Scratch, record
+from kernels.native.memory import Scratch
+from kernels.native.recording import NotRepeatableError, Recording, record
 from kernels.rms_norm import add_rms_norm
 
 needs_native = pytest.mark.skipif(not available(), reason="no native kernels")
+
+
+def recorded(work: Callable[[], Tensor], scratch: Scratch) -> Recording:
+    return record(lambda: (work(),), scratch)
 
 
 def randn(*shape: int) -> Tensor:
@@ -35,28 +40,16 @@ def test_native_calls_and_torch_operations_are_repeated_in_order(known: bool, mo
         gate, up = linear(normed, weight, None, None).unflatten(1, (2, 48)).unbind(1)
         return linear((gate * up).add_(1).repeat(1, 2)[:, :64], weight, None, torch.float32) + total.sum()
 
-    recording = record(work, Scratch())
-    assert torch.equal(recording.output, work())
+    scratch = Scratch()
+    recording = recorded(work, scratch)
+    recording.share()
     for seed in range(3):
         x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
-        recording.replay()
-        assert torch.equal(recording.output, work())
+        assert scratch.is_idle  # nor does the recording hold what operations of torch read
+        assert torch.equal(recording.run()[0], work())
 
 
-def test_memory_is_used_again_but_never_while_a_tensor_uses_it() -> None:
-    scratch = Scratch()
-    first = scratch.empty((4, 5), torch.bfloat16)
-    address = first.data_ptr()
-    assert (first.shape, first.dtype, address % 64) == ((4, 5), torch.bfloat16, 0)
-    part = first[1:].view(torch.int16)
-    del first
-    assert scratch.empty((4, 5), torch.bfloat16).data_ptr() != address
-    del part
-    assert {scratch.empty((2, 7), torch.float32).data_ptr() for _ in range(3)} >= {address}
-
-
-def test_a_recording_keeps_what_it_reads() -> None:
-    scratch = Scratch()
+def test_a_recording_keeps_what_torch_gave_it() -> None:
     x = torch.arange(3.0)
 
     def work() -> Tensor:
@@ -64,38 +57,54 @@ def test_a_recording_keeps_what_it_reads() -> None:
         held.copy_(x)
         return held * 2
 
-    recording = record(work, scratch)
-    scratch.empty((3,), torch.float32).fill_(9)  # would be where ``held`` was, were it free
+    recording = recorded(work, Scratch())
+    torch.empty(3).fill_(9)  # would be where ``held`` was, were it free
     x += 1
-    recording.replay()
-    assert recording.output.tolist() == [2, 4, 6]
+    assert recording.run()[0].tolist() == [2, 4, 6]
+
+
+def test_nothing_is_done_before_the_recording_runs() -> None:
+    x = torch.zeros(3)
+    recording = recorded(lambda: x.add_(1), Scratch())
+    assert x.tolist() == [0, 0, 0]
+    assert recording.run()[0] is x
+    assert x.tolist() == [1, 1, 1]
 
 
 @needs_native
 @torch.inference_mode()
-def test_results_of_many_recordings_share_memory() -> None:
-    """Each is valid until the next: a recording for each number of rows must not cost memory for all their logits."""
-    x, weight = randn(8, 64), pack(randn(96, 64))
+def test_many_recordings_and_other_work_share_memory() -> None:
+    """A recording for each number of rows must not cost memory for all their logits."""
+    x, weight = randn(200, 64), pack(randn(2000, 64))
     scratch = Scratch()
 
     def work(rows: int) -> Tensor:
         return linear(linear(x[:rows], weight, None, None)[:, :64], weight, None, torch.float32)
 
-    recordings = {rows: record(partial(work, rows), scratch) for rows in (6, 7, 8)}
-    assert len({recording.output.data_ptr() for recording in recordings.values()}) == 1
-    for rows in (8, 6, 7, 8):
-        recordings[rows].replay()
-        assert torch.equal(recordings[rows].output, work(rows))
+    recordings = {rows: recorded(partial(work, rows), scratch) for rows in (198, 199, 200)}
+    assert scratch.size > 4_000_000  # three results of 1.6 MB
+    for recording in recordings.values():
+        recording.share()
+    assert scratch.is_idle
+    for rows in (200, 198, 199, 200):
+        assert torch.equal(recordings[rows].run()[0], work(rows))
+        (other,) = recorded(partial(work, 199), scratch).run()
+        assert torch.equal(other, work(199))
+        assert not scratch.is_idle
+        del other
+        assert scratch.is_idle
+    assert scratch.size == 8 << 20
 
 
 @needs_native
 @torch.inference_mode()
 def test_calls_of_another_thread_are_not_recorded() -> None:
-    """Their memory is gone when the recording is repeated."""
+    """They are made, and nobody else makes them again."""
     x, weight = randn(3, 64), pack(randn(96, 64))
     notes: list[str] = []
-    with library.observing(lambda function, _: notes.append(function.name)), ThreadPoolExecutor(1) as pool:
-        pool.submit(linear, x, weight, None, None).result()
+    expected = linear(x, weight, None, None)
+    with library.noting(lambda function, _: notes.append(function.name)), ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(linear, x, weight, None, None).result(), expected)
         assert notes == []
         linear(x, weight, None, None)
         assert notes == ["baton_linear"]
@@ -109,9 +118,10 @@ def test_calls_of_another_thread_are_not_recorded() -> None:
         torch.nonzero,
         lambda x: x + torch.rand(3),
         lambda x: x.sort()[0],
+        lambda x: torch.frexp(x, out=(torch.empty(3), torch.empty(3, dtype=torch.int32)))[0],
     ],
 )
 def test_what_cannot_be_repeated_is_refused(work: Callable[[Tensor], Tensor]) -> None:
     x = torch.arange(3.0)
     with pytest.raises(NotRepeatableError, match="aten"):
-        record(lambda: work(x), Scratch())
+        recorded(lambda: work(x), Scratch())
