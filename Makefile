@@ -118,14 +118,17 @@ bench-serve: $(STAMP) ## measure what callers get
 bench-peers: $(STAMP) ## compare with other systems that are installed
 	@$(BIN)/python benchmarks/bench_peers.py
 
-bench-kernels: $(STAMP) ## measure the CPU kernels
-	@$(BIN)/python benchmarks/bench_kernels.py
+# As in executors: a thread of OpenMP that spins after torch's work takes a core from what is measured next.
+QUIET_THREADS := OMP_WAIT_POLICY=PASSIVE
+
+bench-kernels: $(STAMP) ## measure the CPU kernels [ARGUMENTS='--only attention']
+	@$(QUIET_THREADS) $(BIN)/python -m benchmarks.bench_kernels $(ARGUMENTS)
 
 bench-quantization: $(STAMP) ## measure what int8 weights change of logits and tokens
 	@$(BIN)/python benchmarks/quantization.py
 
 profile-step: $(STAMP) ## measure where the time of an executor's step goes on CPU [ARGUMENTS='--shapes qwen3-small']
-	@$(BIN)/python -m benchmarks.profile_step $(ARGUMENTS)
+	@$(QUIET_THREADS) $(BIN)/python -m benchmarks.profile_step $(ARGUMENTS)
 
 bench-sampler: $(STAMP) ## measure sampling with each feature
 	@$(BIN)/python benchmarks/bench_sampler.py

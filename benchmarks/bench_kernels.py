@@ -1,6 +1,6 @@
 """Speed of the CPU kernels: linear layers, paged attention, norms, appends, and whole steps through ModelRunner.
 
-``python -m benchmarks.bench_kernels``. Everything that is compared alternates within one run, with a plain read of the
+``make bench-kernels``, which keeps OpenMP from spinning. Everything that is compared alternates within one run, with a plain read of the
 same bytes beside it: bandwidth drifts, and others use the cores. Only ratios within one line mean anything.
 """
 
