@@ -1,7 +1,8 @@
 """Speed of the CPU kernels: linear layers, paged attention, norms, appends, and whole steps through ModelRunner.
 
-``make bench-kernels``, which keeps OpenMP from spinning. Everything that is compared alternates within one run, with a plain read of the
-same bytes beside it: bandwidth drifts, and others use the cores. Only ratios within one line mean anything.
+``make bench-kernels``, which keeps OpenMP from spinning. Everything that is compared alternates within one run, with a
+plain read of the same bytes beside it: bandwidth drifts, and others use the cores. Only ratios within one line mean
+anything.
 """
 
 import argparse

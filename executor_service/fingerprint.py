@@ -13,7 +13,16 @@ from kernels.linear import Quantization
 from kernels.native.library import selection
 
 _CODE_SUFFIXES = {".py", ".cpp", ".h", ".cu"}
-_CODE_PARTS = ("layers", "metadata", "models", "model_runner.py", "sampler.py")
+_CODE_PARTS = (
+    "batch_dimensions.py",
+    "context.py",
+    "layers",
+    "metadata",
+    "model_runner.py",
+    "models",
+    "recorded_steps.py",
+    "sampler.py",
+)
 _HEADER_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 

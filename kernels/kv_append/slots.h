@@ -58,7 +58,8 @@ struct Slots {
     return layout.tiled() && token + 1 < visit.end && lane(token) % 2 == 0;
   }
 
-  // body(visit) for all heads of all tokens, shared among threads.
+  // body(visit) for all heads of all tokens, shared among threads in groups of tokens; a visit belongs to the group in
+  // which it begins.
   template <typename Body>
   void for_each(i64 tokens, int threads, Body&& body) const {
     const i64 groups = (tokens + kTileTokens - 1) / kTileTokens;
@@ -66,8 +67,10 @@ struct Slots {
     parallel_ranges(groups * parts, 1, threads, [&](i64 first, i64 last) {
       for (i64 i = first; i < last; ++i) {
         const i64 head = i % parts * heads, limit = std::min((i / parts + 1) * kTileTokens, tokens);
-        for (i64 begin = i / parts * kTileTokens, end; begin < limit; begin = end) {
-          end = end_of_run(begin, limit);
+        i64 begin = i / parts * kTileTokens;
+        while (begin < limit && begin > 0 && continues(begin)) ++begin;  // these belong to the group before
+        for (i64 end; begin < limit; begin = end) {
+          for (end = begin + 1; end < tokens && continues(end);) ++end;
           body(Visit{begin, end, head, head + heads});
         }
       }
@@ -82,12 +85,9 @@ struct Slots {
   }
   i64 lane(i64 token) const { return slots[token] % layout.block_size % kTileTokens; }
 
-  // Where the tokens end that follow token `begin` in its tile.
-  i64 end_of_run(i64 begin, i64 limit) const {
-    i64 end = begin + 1;
-    if (!layout.tiled()) return end;
-    while (end < limit && slots[end] == slots[end - 1] + 1 && slots[end] % kTileTokens != 0) ++end;
-    return end;
+  // Whether the token follows the one before it in a tile.
+  bool continues(i64 token) const {
+    return layout.tiled() && slots[token] == slots[token - 1] + 1 && slots[token] % kTileTokens != 0;
   }
 };
 

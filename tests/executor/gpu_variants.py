@@ -23,8 +23,9 @@ import torch
 import triton
 from triton.runtime.jit import JITFunction
 
-from executor_service import batch_builder
+from executor_service import batch_builder, model_runner
 from executor_service.config import ExecutorSettings
+from executor_service.metadata.attention import OutputRows
 from executor_service.plan_applier import PlanLimits
 from executor_service.startup import prepare
 from executor_service.step_plan import RowSampling, StepPlan
@@ -95,6 +96,7 @@ def main() -> None:
     library.handles = lambda x: True
     library.interpreted = lambda: True
     batch_builder.uploader_to = StagingUploader
+    model_runner.output_rows = lambda batch, indices, *_: OutputRows(indices, None)  # as on a device
     with tempfile.TemporaryDirectory() as directory:
         save_checkpoint(Path(directory), "qwen3", vocab_size=_VOCAB)
         print(json.dumps([variants(Path(directory), exact) for exact in (False, True)]))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from executor_service import model_runner
 from executor_service.input_batch import PromptTargets
+from executor_service.metadata.attention import OutputRows
 
 from .builders import Run, Server, greedy, save_checkpoint
 
@@ -96,10 +98,15 @@ def test_rows_do_not_depend_on_their_batch(checkpoint: Path, dtype: torch.dtype)
 
 
 @pytest.mark.usefixtures("threads")
-def test_rows_do_not_depend_on_which_tokens_are_sampled(checkpoint: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("selected", ["before attention", "after it"])
+def test_rows_do_not_depend_on_which_tokens_are_sampled(
+    checkpoint: Path, dtype: torch.dtype, selected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last layer attends and goes on with rows that are sampled only, few of them or none at all, unless others'
-    hidden states are wanted, too.
+    hidden states are wanted, too. On a GPU it attends for all rows.
     """
+    if selected == "after it":
+        monkeypatch.setattr(model_runner, "output_rows", lambda batch, indices, *_: OutputRows(indices, None))
     server = Server.start(checkpoint, dtype)
     tokens = prompt(server.rng, 60)
     expected = run_in_chunks(server, server.admit(tokens), always(60))
