@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=TINY_PYTHON)
     parser.add_argument("--kinds", nargs="+", choices=_BOUNDS, default=list(_BOUNDS))
     parser.add_argument("--repetitions", type=int, default=10, help="of each kind")
-    parser.add_argument("--max-tokens", type=int, default=200, help="of the shortest streams")
+    parser.add_argument("--max-tokens", type=int, default=400, help="of the shortest streams")
     args = parser.parse_args()
     emit(**environment(), repetitions=args.repetitions)
     with tempfile.TemporaryDirectory(prefix="baton-") as logs:

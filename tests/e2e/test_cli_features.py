@@ -73,7 +73,7 @@ def test_chat_from_a_pipe(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_watching_the_status(cluster: LocalCluster, arguments: tuple[str, ...]) -> None:
-    pattern = r'"scheduler_id"' if arguments else r"executor-0 .*\n"
+    pattern = r'"scheduler_id"' if arguments else r"executor-0\W.*\n"
     with Terminal([BATON, "status", "--watch", "--server", cluster.address, *arguments]) as terminal:
         terminal.wait_for(pattern)
         terminal.wait_for(pattern)
