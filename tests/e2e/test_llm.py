@@ -29,7 +29,13 @@ SHORT = SamplingParams(max_tokens=4, ignore_eos=True, seed=1)
 STOP_SECONDS = 8.0
 # Interrupted in the middle of a batch, or left to end without a word of good-bye.
 PROGRAM = """
-import sys
+import atexit, sys
+def ask():  # after everybody else has cleaned up
+    try:
+        llm.client.model_info()
+    except Exception as error:
+        print(error)
+atexit.register(ask)
 from baton import LLM, SamplingParams
 llm = LLM(sys.argv[1], threads=1, num_blocks=2000)
 print("ready", flush=True)
@@ -117,9 +123,10 @@ def test_nothing_outlives_the_program(checkpoint_f32: Path, how: str) -> None:
         if how == "interrupted":
             assert len(processes_with(mark)) >= 3
             program.send_signal(signal.SIGINT)
-        _, errors = program.communicate(timeout=STOP_SECONDS)
+        output, errors = program.communicate(timeout=STOP_SECONDS)
         assert program.returncode == (-signal.SIGINT if how == "interrupted" else 0)
         assert errors.strip().endswith("KeyboardInterrupt" if how == "interrupted" else "")
+        assert output == "Cannot invoke RPC: Channel closed!\n"  # a channel that is left to the interpreter may hang
         assert not processes_with(mark)
 
 
