@@ -54,7 +54,9 @@ def test_chat_on_a_terminal(cluster: LocalCluster, client: Client) -> None:
         assert eventually(lambda: is_idle(client.cluster_status()), 10.0)
         terminal.press("/nope\r")
         assert "There is no /nope" in terminal.wait_for(PROMPT)
-        terminal.press("half a line" + CTRL_C)
+        terminal.press("half a line")
+        terminal.wait_for("half a line")  # now the terminal leaves Ctrl-C to the program
+        terminal.press(CTRL_C)
         assert "Ctrl-D leaves." in terminal.wait_for(PROMPT)
         terminal.press("/reset\r")
         assert "forgotten" in terminal.wait_for(PROMPT)
