@@ -22,7 +22,10 @@ _STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0
 
 
 class StepTotals:
-    """What steps add up to. Plain numbers that one thread adds to: a small step feels what a metric's lock costs."""
+    """What steps add up to: plain numbers, each with one thread that adds to it.
+
+    A small step feels what a metric's lock costs.
+    """
 
     def __init__(self) -> None:
         self.queued_us = 0
