@@ -98,16 +98,18 @@ class Child:
     def stop(self) -> None:
         """SIGTERM, and SIGKILL to the whole session when that does not help."""
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the whole session; works on stopped processes too."""
+        """SIGKILL to the whole session if it has not ended; works on stopped processes too. Closes the pipes."""
         if self.process.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def __enter__(self) -> Self:
         return self

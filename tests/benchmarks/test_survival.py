@@ -44,7 +44,7 @@ def test_faults_are_detected_for_what_they_are() -> None:
 
 def test_overload_is_refused() -> None:
     # So much, and so little room for it, that there is too much of it on any machine, however busy.
-    flags = ["--model", str(TINY_PYTHON), "--times", "20", "--rows", "8", "--queue", "4", "--concurrency", "8"]
+    flags = ["--model", str(TINY_PYTHON), "--times", "20", "--rows", "8", "--queue", "8", "--concurrency", "8"]
     _, (closed, over) = _run("overload", *flags, "--seconds", "2", "--peak-seconds", "2", "--settle", "0.5")
     assert (closed["loop"], closed["failed_or_different"]) == ("closed", 0)
     assert over["different"] == 0
