@@ -7,7 +7,8 @@ namespace baton {
 
 // Of bfloat16 values; silu is rounded to bfloat16, as in the checkpoints' own code. The product is not rounded yet.
 inline F32 silu_and_mul(F32 gate, F32 up) {
-  return mul(round_to_bf16(div(gate, add(broadcast(1.0F), exp(sub(zero(), gate))))), up);
+  constexpr float kLog2E = 1.44269504088896341F;
+  return mul(round_to_bf16(div(gate, add(broadcast(1.0F), exp2(mul(gate, broadcast(-kLog2E)))))), up);
 }
 
 }  // namespace baton

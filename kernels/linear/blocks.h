@@ -26,7 +26,8 @@ constexpr i64 kPairsPerPass = 512;   // of K: of bfloat16 128 KiB of a block; th
 constexpr i64 kPairsPerStep = 16;    // passes begin at multiples of it
 constexpr i64 kMostRows = 192;       // of a task: their part of x and the sums stay in the second-level cache, too
 constexpr i64 kLeastRows = 48;       // of a task, where rows are split only to have more tasks
-constexpr i64 kMostBlocks = 8;       // of a task
+constexpr i64 kMostBlocks = 8;       // of a task with few rows; one of many rows has fewer, so that threads end together
+constexpr i64 kMostRowBlocks = 384;  // rows times blocks, unless it is one block
 constexpr i64 kTasksPerThread = 16;  // at least, where there is enough to split: threads should end together
 
 enum class Output { kBf16, kFloat, kGated };
@@ -43,6 +44,7 @@ struct Linear {
   Output output;
 
   i64 block_columns() const { return output == Output::kGated ? kBlock / 2 : kBlock; }  // of `out`
+  i64 element_bytes() const { return output == Output::kFloat ? sizeof(float) : sizeof(bf16); }
   i64 pairs() const { return (k + 1) / 2; }
   const char* block(i64 b) const { return weights.at + b * pairs() * Weights::kPairBytes; }
 };
@@ -151,6 +153,17 @@ void finish(const Linear<Weights>& op, i64 row, i64 rows, i64 block, const float
   }
 }
 
+// Brings the lines into the second-level cache that `finish` will write: they come while the sums are computed.
+template <typename Weights>
+void prefetch_outputs(const Linear<Weights>& op, i64 row, i64 rows, i64 block) {
+  const i64 columns = std::min(op.block_columns(), op.n - block * op.block_columns());
+  for (i64 r = 0; r < rows; ++r) {
+    const i64 first = (row + r) * op.out_stride + block * op.block_columns();
+    const char* from = static_cast<const char*>(op.out) + first * op.element_bytes();
+    for (i64 at = 0; at < columns * op.element_bytes(); at += kLine) _mm_prefetch(from + at, _MM_HINT_T1);
+  }
+}
+
 // Rows [first_row, last_row), at most kMostRows, of one block of columns, K in passes that the second-level cache
 // holds. Meanwhile the next pass, in the end that of `next`, which this thread will likely work on afterwards, is brought
 // there too, spread over the tiles so that memory never rests. A single tile reads each line once: the hardware's own
@@ -174,6 +187,7 @@ void column_block(const Linear<Weights>& op, i64 first_row, i64 last_row, i64 bl
     const int lines = static_cast<int>((stride + kLine - 1) / kLine);
     for (i64 t = 0; t < tiles; ++t) {
       const i64 row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+      if (last && tiles > 1) prefetch_outputs(op, first_row + row, count, block);
       multiply(op, first_row + row, count, op.block(block), begin, end, lines,
                {ahead + ahead_bytes * t / tiles, stride}, sums + row * kBlock);
       if (last) finish(op, first_row + row, count, block, sums + row * kBlock);
@@ -190,7 +204,8 @@ void run(const Linear<Weights>& op, i64 m, int threads) {
   const i64 blocks = (op.n + op.block_columns() - 1) / op.block_columns();
   i64 row_parts = (m + kMostRows - 1) / kMostRows;
   while (blocks * row_parts < least_tasks && m / (row_parts + 1) >= kLeastRows) ++row_parts;
-  const i64 blocks_per_task = std::clamp(blocks * row_parts / least_tasks, i64{1}, kMostBlocks);
+  const i64 most_blocks = std::clamp(kMostRowBlocks * row_parts / m, i64{1}, kMostBlocks);
+  const i64 blocks_per_task = std::clamp(blocks * row_parts / least_tasks, i64{1}, most_blocks);
   const i64 block_parts = (blocks + blocks_per_task - 1) / blocks_per_task;
   const i64 tasks = row_parts * block_parts;
   const auto first_block = [&](i64 task) { return task % block_parts * blocks / block_parts; };

@@ -151,7 +151,7 @@ void follow(const Head& head, Chunk& chunk, const F32 (&highest)[Rows]) {
     }
     after[r] = shift[r];
   }
-  store(chunk.decay, exp2(sub(load(after), load(before))));  // 1 for rows that stay
+  store(chunk.decay, exp2_for_bf16(sub(load(after), load(before))));  // 1 for rows that stay
 }
 
 // Turns scores into weights, 0 for keys that a row does not see, and adds them up.
@@ -174,8 +174,8 @@ __attribute__((noinline)) void weigh(const Head& head, Chunk& chunk, F32 (&score
     F32 sum = head.first ? zero() : load(total + r * kLanes);
     if (chunk.decays) sum = mul(sum, broadcast(chunk.decay[r]));
     for (i64 line = 0; line < lines; ++line) {
-      const Pairs pairs = round_to_pairs(exp2(fma(scores[r][line * 2], scale, shift)),
-                                         exp2(fma(scores[r][line * 2 + 1], scale, shift)));
+      const Pairs pairs = round_to_pairs(exp2_for_bf16(fma(scores[r][line * 2], scale, shift)),
+                                         exp2_for_bf16(fma(scores[r][line * 2 + 1], scale, shift)));
       store_pairs(weights + r * kKeyTile + line * kLanes * 2, pairs);
       sum = dot_pairs(sum, pairs, ones);
     }
