@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "../activation/silu.h"
 #include "../native/parallel.h"
@@ -26,9 +27,9 @@ constexpr i64 kPairsPerPass = 512;   // of K: of bfloat16 128 KiB of a block; th
 constexpr i64 kPairsPerStep = 16;    // passes begin at multiples of it
 constexpr i64 kMostRows = 192;       // of a task: their part of x and the sums stay in the second-level cache, too
 constexpr i64 kLeastRows = 48;       // of a task, where rows are split only to have more tasks
-constexpr i64 kMostBlocks = 8;       // of a task with few rows; one of many rows has fewer, so that threads end together
-constexpr i64 kMostRowBlocks = 384;  // rows times blocks, unless it is one block
-constexpr i64 kTasksPerThread = 16;  // at least, where there is enough to split: threads should end together
+constexpr i64 kMostBlocks = 16;      // of a task
+constexpr i64 kMostRowBlocks = 384;  // rows times blocks of a task, unless it is one block
+constexpr i64 kTasksPerThread = 16;  // at least, where rows can be split: threads should end together
 
 enum class Output { kBf16, kFloat, kGated };
 
@@ -195,26 +196,41 @@ void column_block(const Linear<Weights>& op, i64 first_row, i64 last_row, i64 bl
   }
 }
 
-// All of the product, in tasks of some rows and some consecutive blocks: a jump to another place costs what the
-// hardware's prefetching needs to find its way again, about a microsecond.
+// Some consecutive blocks of columns, of one part of the rows.
+struct Task {
+  i64 part, first, last;
+};
+
+// Threads take tasks as they come. The last ones are shorter, a thread's share of what is left, so that threads end
+// together, but no more of them: a jump to another place costs what the hardware's prefetching needs to find its way
+// again, about a microsecond.
+inline void split(i64 row_parts, i64 blocks, i64 most_blocks, int threads, std::vector<Task>& tasks) {
+  i64 left = row_parts * blocks;
+  for (i64 part = 0; part < row_parts; ++part)
+    for (i64 first = 0; first < blocks; first = tasks.back().last + 1) {
+      const i64 count = std::clamp(left / threads, i64{1}, std::min(most_blocks, blocks - first));
+      tasks.push_back({part, first, first + count - 1});
+      left -= count;
+    }
+}
+
+// All of the product.
 template <typename Weights>
 void run(const Linear<Weights>& op, i64 m, int threads) {
   if (m == 0) return;
-  const i64 least_tasks = kTasksPerThread * threads;
   const i64 blocks = (op.n + op.block_columns() - 1) / op.block_columns();
   i64 row_parts = (m + kMostRows - 1) / kMostRows;
-  while (blocks * row_parts < least_tasks && m / (row_parts + 1) >= kLeastRows) ++row_parts;
+  while (blocks * row_parts < kTasksPerThread * threads && m / (row_parts + 1) >= kLeastRows) ++row_parts;
   const i64 most_blocks = std::clamp(kMostRowBlocks * row_parts / m, i64{1}, kMostBlocks);
-  const i64 blocks_per_task = std::clamp(blocks * row_parts / least_tasks, i64{1}, most_blocks);
-  const i64 block_parts = (blocks + blocks_per_task - 1) / blocks_per_task;
-  const i64 tasks = row_parts * block_parts;
-  const auto first_block = [&](i64 task) { return task % block_parts * blocks / block_parts; };
-  parallel_for(tasks, threads, [&](i64 task) {
-    const i64 part = task / block_parts;
-    const i64 last = (task % block_parts + 1) * blocks / block_parts - 1;
-    const i64 after = task + threads < tasks ? first_block(task + threads) : last;
-    for (i64 block = first_block(task); block <= last; ++block)
-      column_block(op, part * m / row_parts, (part + 1) * m / row_parts, block, block < last ? block + 1 : after);
+  std::vector<Task> tasks;
+  split(row_parts, blocks, most_blocks, threads, tasks);
+  const i64 count = static_cast<i64>(tasks.size());
+  parallel_for(count, threads, [&](i64 index) {
+    const Task& task = tasks[index];
+    const i64 after = index + threads < count ? tasks[index + threads].first : task.last;
+    const i64 first_row = task.part * m / row_parts, last_row = (task.part + 1) * m / row_parts;
+    for (i64 block = task.first; block <= task.last; ++block)
+      column_block(op, first_row, last_row, block, block < task.last ? block + 1 : after);
   });
 }
 
