@@ -52,7 +52,9 @@ class ExecutorSettings(BaseSettings):
         None, description="KV cache memory, such as 2GiB; automatic: a quarter of available RAM, 90% of free VRAM"
     )
     num_blocks: int | None = Field(None, ge=1, description="exact number of KV blocks, instead of --kv-memory")
-    block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
+    block_size: int | None = Field(
+        None, ge=1, le=1024, description="tokens per KV block; automatic: 16, or what --attention-backend flash needs"
+    )
     max_rows: int = Field(
         256, ge=1, le=4096, description="requests that may run at a time, at most --max-batched-tokens"
     )

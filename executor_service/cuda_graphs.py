@@ -24,8 +24,9 @@ _MIXED_SIZES = 4
 
 
 def graph_sizes(max_tokens: int, max_rows: int) -> list[BatchDimensions]:
-    """The sizes to capture for steps of up to ``max_tokens`` tokens and ``max_rows`` requests."""
-    return decode_sizes(max_rows) + mixed_sizes(min(max_tokens, _MAX_GRAPH_TOKENS), max_rows, _MIXED_SIZES)
+    """The sizes to capture for steps of up to ``max_tokens`` tokens and ``max_rows`` requests, if they are small."""
+    decodes = decode_sizes(min(max_rows, _MAX_GRAPH_TOKENS))
+    return decodes + mixed_sizes(min(max_tokens, _MAX_GRAPH_TOKENS), max_rows, _MIXED_SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class CudaCapturer:
         return CapturedStep(graph.replay, output)
 
     def memory(self) -> int:
-        """See Capturer."""
+        """See Capturer; without what is kept for later only, which captures give back before they begin."""
+        torch.cuda.empty_cache()
         return torch.cuda.memory_reserved(self._device)
 
 

@@ -39,7 +39,7 @@ from executor_service.warmup import LargestStep, warm_up
 from executor_service.weights import load_model
 from executor_service.wire import Capacity
 from kernels.linear import QuantizationError, check_quantization
-from kernels.paged_attention.backends import BackendError
+from kernels.paged_attention.backends import BackendError, default_block_size
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +110,11 @@ def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int, Ca
         raise ConfigError(f"--model: {error}") from error
     except QuantizationError as error:
         raise ConfigError(f"--quantization: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"--model: the weights do not fit: {error}") from error
     limits = PlanLimits(shape.max_rows, settings.max_batched_tokens, shape.max_model_len, shape.config.vocab_size)
-    rows = RowState(shape.max_rows, shape.max_model_len, limits.vocab_size, shape.device)
     try:
+        rows = RowState(shape.max_rows, shape.max_model_len, limits.vocab_size, shape.device)
         runner, kv_cache = _build_runner(settings, shape, limits, model, rows)
     except BackendError as error:
         raise ConfigError(f"--attention-backend: {error}") from error
@@ -122,11 +124,15 @@ def prepare(settings: ExecutorSettings) -> tuple[StepLauncher, Capacity, int, Ca
     launcher = _build_launcher(shape, limits, runner, rows, kv_cache.num_blocks, grammars)
     warm_up(launcher, shape.block_size)
     graphs = None
-    if settings.cuda_graphs and shape.device.type == "cuda" and runner.is_capturable:
-        sizes = graph_sizes(limits.max_batched_tokens, limits.max_rows)
-        graphs = runner.capture(sizes, shape.blocks_per_row, CudaCapturer(shape.device))
     if shape.device.type == "cuda":
-        _prove_memory(LargestStep(limits, shape.block_size), launcher, kv_cache.num_blocks)
+        try:
+            if settings.cuda_graphs and runner.is_capturable:
+                sizes = graph_sizes(limits.max_batched_tokens, limits.max_rows)
+                graphs = runner.capture(sizes, shape.blocks_per_row, CudaCapturer(shape.device))
+            _prove_memory(LargestStep(limits, shape.block_size), launcher, kv_cache.num_blocks)
+        except torch.OutOfMemoryError as error:
+            problem = f"{kv_cache.num_blocks} KV blocks leave too little memory for graphs and the largest step"
+            raise ConfigError(f"{problem}: {error}") from error
     logger.info(
         "ready in %.1f s: %s on %s, %s, %d blocks of %d tokens",
         time.monotonic() - began,
@@ -169,7 +175,7 @@ def _shape(settings: ExecutorSettings, config: ModelConfig) -> _Shape:
         config=config,
         device=_device(settings.device),
         dtype=config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
-        block_size=settings.block_size,
+        block_size=settings.block_size or default_block_size(settings.attention_backend),
         max_model_len=max_model_len,
         max_rows=min(settings.max_rows, settings.max_batched_tokens),  # every running row must fit into a step
     )
@@ -184,12 +190,8 @@ def _device(name: str) -> torch.device:
 
 def _prove_memory(step: LargestStep, launcher: StepLauncher, num_blocks: int) -> None:
     """No request shall be the first to find that memory is short, or to wait for torch to take it from the device."""
-    if step.num_blocks > num_blocks:
-        return  # such a step cannot occur
-    try:
+    if step.num_blocks <= num_blocks:  # else such a step cannot occur
         step.run(launcher)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{num_blocks} KV blocks leave too little memory for the largest step: {error}") from error
 
 
 def _build_runner(

@@ -19,6 +19,8 @@ from kernels.rotary_append import Append
 
 logger = logging.getLogger(__name__)
 
+_BLOCK_SIZE = 16  # tokens: small enough that little of a sequence's last block is wasted
+
 BackendName = Literal["auto", "native", "triton", "flash", "reference"]
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float], Tensor]
 
@@ -54,6 +56,12 @@ class _Entry:
 
     make: Callable[[AttentionShape], AttentionBackend]
     obstacle: Callable[[AttentionShape], str | None]  # why it cannot serve a shape
+    risk: Callable[[], str | None] = lambda: None  # why it serves only where it was asked for
+
+
+def default_block_size(name: BackendName) -> int:
+    """Tokens per block where nobody says how many, for the backend that was asked for."""
+    return max(_BLOCK_SIZE, flash.block_multiple()) if name == "flash" else _BLOCK_SIZE
 
 
 def choose_backend(name: BackendName, shape: AttentionShape) -> AttentionBackend:
@@ -70,7 +78,7 @@ def choose_backend(name: BackendName, shape: AttentionShape) -> AttentionBackend
         return _REGISTRY[name].make(shape)
     passed: list[str] = []
     for candidate, entry in _REGISTRY.items():
-        obstacle = entry.obstacle(shape)
+        obstacle = entry.obstacle(shape) or entry.risk()
         if obstacle is None:
             logger.info("attention backend: %s (%s)", candidate, "; ".join(passed) or "preferred")
             return entry.make(shape)
@@ -129,7 +137,7 @@ _REGISTRY: dict[str, _Entry] = {
         lambda shape: AttentionBackend("native", native_append.kv_append, native.paged_attention, False),
         _native_obstacle,
     ),
-    "flash": _Entry(_make_flash, _flash_obstacle),
+    "flash": _Entry(_make_flash, _flash_obstacle, flash.risk),
     "triton": _Entry(_make_triton, _triton_obstacle),
     "reference": _Entry(
         lambda shape: AttentionBackend("reference", reference_append.kv_append, reference.paged_attention, False),

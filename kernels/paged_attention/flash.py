@@ -1,25 +1,47 @@
 """Attention through the flash-attn package (Dao 2023), where it is installed: flash-attn 2 or 3 for CUDA.
 
-Its causal mask is aligned to the end of the keys, which is what a chunk of a prompt needs. Requests without query
-tokens, and padding after the last request, are left out; their outputs are whatever the package leaves there.
+Its causal mask is aligned to the end of the keys, which is what a chunk of a prompt needs. Version 3 multiplies values
+that no request has written by zero instead of leaving them out (its issues 1745 and 2374): a NaN that a failed request
+has left in a block may fail the block's next owner. Version 2 and the other backends never use them.
 """
 
 import importlib
 import importlib.util
+import logging
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kernels.paged_attention.plan import AttentionPlan
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("flash_attn_interface", "flash_attn")  # flash-attn 3 calls itself by another name
 FLASH_2_BLOCK_MULTIPLE = 256
 
 
+@cache  # every layer asks
 def installed() -> str | None:
-    """The package in use, flash-attn 3 before 2; None where there is none."""
-    return next((name for name in _PACKAGES if importlib.util.find_spec(name) is not None), None)
+    """The package in use, flash-attn 3 before 2; None where there is none that works with this torch."""
+    return next(filter(_can_be_imported, _PACKAGES), None)
+
+
+def _can_be_imported(name: str) -> bool:
+    if importlib.util.find_spec(name) is None:
+        return False
+    try:
+        importlib.import_module(name)
+    except ImportError as error:  # symbols are missing in a build for another torch
+        logger.warning("%s is installed but cannot be used: %s", name, error)
+        return False
+    return True
+
+
+def risk() -> str | None:
+    """Why callers should not get the package in use unless somebody chose it; see above."""
+    return "flash-attn 3 reads what failed requests left" if installed() == "flash_attn_interface" else None
 
 
 def block_multiple() -> int:
@@ -57,7 +79,7 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
         padded[:requests] = decoded
         return padded
     if installed() == "flash_attn_interface":
-        return _flash_3_varlen(query, key_cache, value_cache, plan, scale)
+        return _zero_padding(_flash_3_varlen(query, key_cache, value_cache, plan, scale), plan)
     out = _package().flash_attn_varlen_func(
         query,
         key_cache,
@@ -70,8 +92,7 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
         causal=True,
         block_table=plan.block_tables,
     )
-    mixed: Tensor = out
-    return mixed
+    return _zero_padding(out, plan)
 
 
 def _flash_3_varlen(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
@@ -89,6 +110,16 @@ def _flash_3_varlen(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
         causal=True,
     )
     return out
+
+
+def _zero_padding(output: Tensor, plan: AttentionPlan) -> Tensor:
+    """``output`` with zeros after the last request, where the package writes nothing: the next layer's keys and values
+    of padding lie in the dummy block, and NaN must not get there. In a graph, whatever the number of tokens will be.
+    """
+    if output.shape[0] > plan.num_tokens:
+        tokens = torch.arange(output.shape[0], device=output.device)
+        output.masked_fill_((tokens >= plan.on_device.query_start_loc[-1]).view(-1, 1, 1), 0.0)
+    return output
 
 
 def _table_argument() -> str:

@@ -58,4 +58,8 @@ def log_probabilities(logits: Tensor, targets: Tensor, num_top: int) -> Logprobs
     """Log probabilities of ``targets`` (int64 [N]) under softmax of ``logits`` (float32 [N, V]), and of the top ids."""
     if logits.is_cpu and available():
         return native.log_probabilities(logits, targets, num_top)
+    if gpu_library.handles(logits):
+        from kernels.sampling import gpu_logprobs
+
+        return gpu_logprobs.log_probabilities(logits, targets, num_top)
     return composed.log_probabilities(logits, targets, num_top)

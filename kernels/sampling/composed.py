@@ -1,7 +1,7 @@
 """The sampler composed of torch operations and ``primitives``: where no fused kernel runs, and the oracle of those.
 
 See ``kernels.sampling.sample`` for the definition. Nothing here waits for a value of the device. Processors and log
-probabilities, which the Triton kernels share, work on a few rows at a time: their temporaries are several times that.
+probabilities work on a few rows at a time: their temporaries are several times that.
 """
 
 from collections.abc import Callable
@@ -38,14 +38,20 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
     return Sampled(token_ids, row_ok, logprobs)
 
 
-def report(distribution: Callable[[slice], Tensor], targets: Tensor, num_top: int) -> Logprobs:
-    """Log probabilities of ``targets``, int64 [N]; ``distribution`` gives float32 logits [n, V] of n of the N rows.
+def report(
+    distribution: Callable[[slice], Tensor],
+    targets: Tensor,
+    num_top: int,
+    measure: Callable[[Tensor, Tensor, int], Logprobs],
+) -> Logprobs:
+    """Log probabilities of ``targets``, int64 [N], by ``measure``, a ``log_probabilities``; ``distribution`` gives
+    float32 logits [n, V] of n of the N rows.
 
     NaN in a row marks it as one that failed.
     """
     count = targets.shape[0]
     spans = [slice(first, min(first + _SLICE, count)) for first in range(0, max(count, 1), _SLICE)]
-    parts = [log_probabilities(distribution(span), targets[span], num_top) for span in spans]
+    parts = [measure(distribution(span), targets[span], num_top) for span in spans]
     if len(parts) == 1:
         return parts[0]
     return Logprobs(
@@ -58,8 +64,12 @@ def report(distribution: Callable[[slice], Tensor], targets: Tensor, num_top: in
 
 def log_probabilities(logits: Tensor, targets: Tensor, num_top: int) -> Logprobs:
     """See ``kernels.sampling.log_probabilities``."""
+    return normalised(logits, logits.logsumexp(-1), targets, num_top)
+
+
+def normalised(logits: Tensor, total: Tensor, targets: Tensor, num_top: int) -> Logprobs:
+    """``log_probabilities``, with the logarithm of each row's sum of exponentials at hand: float32 [N]."""
     vocab_size = logits.shape[1]
-    total = logits.logsumexp(-1)
     row_ok = torch.isfinite(total)
     own = logits.gather(1, targets.unsqueeze(1))
     ranks = (logits > own).sum(-1) + 1
@@ -86,7 +96,7 @@ def _report(logits: Tensor, filtered: Tensor, token_ids: Tensor, row_ok: Tensor,
         # a row whose processors spoiled it is not reported by its own logits either
         return chosen.masked_fill_(~row_ok.index_select(0, rows).unsqueeze(1), torch.nan)
 
-    return report(distribution, token_ids.index_select(0, request.rows), request.num_top)
+    return report(distribution, token_ids.index_select(0, request.rows), request.num_top, log_probabilities)
 
 
 def process(logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -1,11 +1,11 @@
 """The sampler's Triton kernels: logits are read where they lie, and nothing else of their size is written.
 
 A row is cut into chunks of the vocabulary that are worked on side by side. ``_extremes`` finds each chunk's highest
-logit, ``_draw`` each chunk's best sum of scaled logit and noise, and ``_choose`` the best of a row's chunks. Processors
-(masks, biases, penalties) are those of ``composed``.
+logit, ``_draw`` each chunk's best sum of scaled logit and noise, and ``_choose`` the best of a row's chunks.
 
-Filters are in gpu_filters.py. Arguments that steps differ in are values, not variants of a kernel: none is compiled
-while requests wait.
+Processors (masks, biases, penalties) are in gpu_processors.py, filters in gpu_filters.py, log probabilities in
+gpu_logprobs.py. Arguments that steps differ in are values, not variants of a kernel: none is compiled while requests
+wait.
 """
 
 import torch
@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sampling import composed
+from kernels.sampling import composed, gpu_processors
 from kernels.sampling.batch import LogprobRequest, Logprobs, Sampled, SamplingBatch
 from kernels.sampling.gpu_draws import gumbel, noise_bits, order_keys, scaled
 from kernels.sampling.gpu_filters import CANDIDATES, Chunks, least_values, row_highest
+from kernels.sampling.gpu_logprobs import log_probabilities
 
 _CHUNK = 4096
 
@@ -28,7 +29,7 @@ def sample(logits: Tensor, batch: SamplingBatch, chunk: int = _CHUNK, max_candid
     given = chunks = _extremes_of(logits, chunk, masked=False)
     processed = logits
     if batch.has_processors:
-        processed = composed.process(logits, batch)
+        processed = gpu_processors.process(logits, batch)
         chunks = _extremes_of(processed, chunk, masked=True)
     least = scores = drawn = None
     if not batch.all_greedy:
@@ -118,7 +119,8 @@ def _report(
             )
         return out
 
-    return composed.report(distribution, sampled.token_ids.index_select(0, request.rows), request.num_top)
+    targets = sampled.token_ids.index_select(0, request.rows)
+    return composed.report(distribution, targets, request.num_top, log_probabilities)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from executor_service.batch_dimensions import BatchDimensions, decode_sizes, mixed_sizes, smallest_cover
-from executor_service.cuda_graphs import CaptureReport, EagerCapturer, GraphUse, graph_sizes
+from executor_service.cuda_graphs import CaptureReport, CudaCapturer, EagerCapturer, GraphUse, graph_sizes
 from executor_service.input_batch import InputBatch
 from executor_service.metadata.step_buffers import StepBuffers
 from executor_service.metrics import ExecutorMetrics
@@ -38,6 +38,15 @@ def test_every_decode_step_has_a_graph(max_rows: int) -> None:
         assert size is not None
         assert size.prefill_requests == 0
         assert rows <= size.tokens <= max(2 * rows, rows + 15)
+
+
+def test_large_steps_have_no_graph() -> None:
+    """As in nano-vllm: with thousands of rows, captures would take minutes for steps that gain nothing by them."""
+    sizes = graph_sizes(8192, 4096)
+    assert sizes[:-4] == decode_sizes(512)
+    assert smallest_cover(sizes, BatchDimensions(513, 0, 513)) is None
+    assert smallest_cover(sizes, BatchDimensions(513, 1, 100)) is None
+    assert smallest_cover(sizes, BatchDimensions(512, 1, 511)) == BatchDimensions(512, 512, 0)
 
 
 def test_published_matches() -> None:
@@ -185,3 +194,13 @@ def test_another_cache_has_no_graphs(checkpoint: Path) -> None:
     assert server.runner._graphs is not None
     server.runner.use_cache(server.cache)
     assert server.runner._graphs is None
+
+
+def test_what_torch_keeps_for_later_is_not_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captures give it back: a report of memory before and after them could be negative."""
+    reserved = {"weights": 100, "cached": 30}
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: reserved.update(cached=0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: sum(reserved.values()))
+    assert CudaCapturer(torch.device("cuda")).memory() == 100

@@ -18,15 +18,20 @@ def test_the_warm_up_asks_for_every_variant() -> None:
     assert done.returncode == 0, done.stderr
     fast, exact = json.loads(done.stdout)
     kernels = {
+        "_add_bias",
         "_attend",
         "_attend_split",
         "_choose",
+        "_count",
         "_distribution",
         "_draw",
         "_extremes",
+        "_forbid",
         "_gather",
         "_levels",
+        "_log_sum_exp",
         "_merge_splits",
+        "_penalise",
         "_rms_norm",
         "_rotary_append",
         "_silu_and_mul",

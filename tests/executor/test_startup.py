@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from executor_service import startup
 from executor_service.config import ConfigError, ExecutorSettings
 from executor_service.startup import prepare
 from kernels.native.library import available
@@ -49,6 +51,17 @@ def test_too_many_blocks_are_one_line(checkpoint: Path) -> None:
     options = settings(checkpoint, dtype="float32").model_copy(update={"num_blocks": 1 << 45})
     with pytest.raises(ConfigError, match=f"^{1 << 45} KV blocks do not fit into the memory of cpu$"):
         prepare(options)
+
+
+def test_weights_that_do_not_fit_are_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has an error of its own for a device's memory."""
+
+    def load(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(startup, "load_model", load)
+    with pytest.raises(ConfigError, match=r"^--model: the weights do not fit: CUDA out of memory\. Tried"):
+        prepare(settings(checkpoint, dtype="float32"))
 
 
 @pytest.mark.skipif(not available(), reason="no native kernels")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_defaults() -> None:
     settings = load_settings(["--model", "m"])
     assert settings.scheduler == "tcp://127.0.0.1:50052"
-    assert (settings.block_size, settings.max_rows, settings.max_batched_tokens) == (16, 256, 2048)
+    assert (settings.block_size, settings.max_rows, settings.max_batched_tokens) == (None, 256, 2048)
     assert settings.kv_memory is settings.num_blocks is settings.max_model_len is None
     assert settings.identity.endswith(f"-{os.getpid()}")
     assert not settings.die_with_parent

@@ -77,7 +77,7 @@ def main() -> None:
         [Row()],
         [Row(temperature=1.0)],
         [Row(temperature=1.0, top_k=5)],
-        [Row(1.0, 5, 0.9, 0.1, bias={3: 1.0})],
+        [Row(1.0, 5, 0.9, 0.1, 1.1, allowed=frozenset([3]), bias={3: 1.0}, log=(3,), position=1, prompt_len=1)],
     ):
         sampling.sample(torch.zeros(1, 151_936), batch_of(rows, 151_936, num_top=2))
     for columns in (1024, 6144, 151_936):

@@ -10,7 +10,13 @@ from executor_service.config import ExecutorSettings
 from kernels.gpu import library
 from kernels.native.library import available
 from kernels.paged_attention import flash
-from kernels.paged_attention.backends import AttentionShape, BackendError, BackendName, choose_backend
+from kernels.paged_attention.backends import (
+    AttentionShape,
+    BackendError,
+    BackendName,
+    choose_backend,
+    default_block_size,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -50,9 +56,17 @@ def test_flash_takes_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
             choose_backend("flash", refused)
         assert choose_backend("auto", refused).name == "triton"
     monkeypatch.setattr(flash, "installed", lambda: "flash_attn_interface")
-    assert choose_backend("auto", shape(**half)).name == "flash"
+    assert choose_backend("flash", shape(**half)).name == "flash"
+    assert choose_backend("auto", shape(**half)).name != "flash"
     monkeypatch.setattr(flash, "installed", lambda: None)
     assert choose_backend("auto", shape(**half)).name == "triton"
+
+
+def test_blocks_are_what_flash_can_read_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, size in (("flash_attn", 256), ("flash_attn_interface", 16), (None, 16)):
+        monkeypatch.setattr(flash, "installed", lambda package=package: package)
+        assert default_block_size("flash") == size
+        assert default_block_size("auto") == 16
 
 
 def test_exactness_needs_triton_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,18 +19,23 @@ def test_every_kernel_compiles_for_hopper() -> None:
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert set(made) == {
+        "_add_bias",
         "_attend",
         "_attend_split",
         "_choose",
+        "_count",
         "_distribution",
         "_draw",
         "_extremes",
+        "_forbid",
         "_gather",
         "_kv_append",
         "_levels",
         "_linear",
+        "_log_sum_exp",
         "_merge_splits",
         "_norm_rotary",
+        "_penalise",
         "_rms_norm",
         "_rotary_append",
         "_silu_and_mul",

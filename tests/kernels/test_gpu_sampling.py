@@ -15,7 +15,7 @@ import triton.language as tl
 
 from kernels import sampling
 from kernels.gpu import library
-from kernels.sampling import Sampled, composed, gpu, reference
+from kernels.sampling import Sampled, composed, gpu, gpu_logprobs, gpu_processors, reference
 from kernels.sampling.gpu_draws import gumbel, noise_bits
 
 from .sampling_oracle import Row, batch_of, distribution, scores
@@ -123,6 +123,41 @@ def test_filters_with_ties(seed: int, vocab_size: int, spread: float, rows: list
     for index, row in enumerate(given):
         ids, values = sampled.logprobs.top_ids[2 * index + 1], sampled.logprobs.top_logprobs[2 * index + 1]
         assert set(ids[values > -torch.inf].tolist()) == plain_mask(logits[index], row.top_k, row.top_p)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1 << 32), vocab_size=st.integers(2, 300), block=st.sampled_from([16, 1024]))
+def test_processors_have_the_composed_ones_bits(seed: int, vocab_size: int, block: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [random_row(rng, vocab_size, str(rng.choice(FEATURES))) for _ in range(6)]
+    rows[2:4] = (random_row(rng, vocab_size, "all"), Row(bias={vocab_size - 1: 1.5, 0: -2.0}))  # filled up with id 0
+    logits = torch.from_numpy(rng.normal(0, 3, (6, vocab_size)).astype(np.float32))
+    batch = batch_of(rows, vocab_size)
+    expected = composed.process(logits, batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_processors, "_BLOCK", block)
+        patch.setattr(gpu_processors, "_SLICE", 2)
+        assert torch.equal(gpu_processors.process(logits, batch), expected)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 300, 9000])
+def test_log_probabilities(vocab_size: int) -> None:
+    """Alone, a row has the bits that it has among others; one that is not finite fails alone."""
+    logits, targets = torch.randn(7, vocab_size) * 5, torch.randint(0, vocab_size, (7,))
+    logits[2, 0], logits[3, -1], logits[4] = torch.nan, torch.inf, -torch.inf
+    logits[5, targets[5] - 1 :] = logits[5, targets[5]]  # equals, and what a mask left
+    logits[5, : targets[5]] = -torch.inf
+    together = gpu_logprobs.log_probabilities(logits, targets, 3)
+    expected = composed.log_probabilities(logits, targets, 3)
+    for name in ("logprobs", "top_logprobs"):
+        torch.testing.assert_close(getattr(together, name), getattr(expected, name), equal_nan=True)
+    assert torch.equal(together.ranks, expected.ranks)
+    assert torch.equal(together.top_ids, expected.top_ids)
+    assert together.ranks[2:5].tolist() == [0, 0, 0]
+    for row in (0, 1, 6):
+        alone = gpu_logprobs.log_probabilities(logits[row : row + 1], targets[row : row + 1], 3)
+        assert torch.equal(alone.logprobs, together.logprobs[row : row + 1])
+        assert torch.equal(alone.top_logprobs, together.top_logprobs[row : row + 1])
 
 
 def test_rows_that_fail() -> None:
