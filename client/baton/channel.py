@@ -1,6 +1,8 @@
 """How the clients' gRPC channels are set up."""
 
+import atexit
 import json
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,15 +37,29 @@ _SERVICE_CONFIG = {
 }
 
 
+_channels: weakref.WeakSet[Any] = weakref.WeakSet()  # the synchronous ones
+
+
 def open_channel(target: str, credentials: Credentials) -> Any:
     """A synchronous channel.
 
     Raises:
         CredentialsError: the credentials' files cannot be used.
     """
-    if not credentials.encrypts:
-        return grpc.insecure_channel(target, options=channel_options())
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*credentials.read()), options=channel_options())
+    if credentials.encrypts:
+        tls = grpc.ssl_channel_credentials(*credentials.read())
+        channel = grpc.secure_channel(target, tls, options=channel_options())
+    else:
+        channel = grpc.insecure_channel(target, options=channel_options())
+    _channels.add(channel)
+    return channel
+
+
+@atexit.register
+def _close_channels() -> None:
+    """While threads still run: a channel that the interpreter takes down may wait for one of them for ever."""
+    for channel in list(_channels):
+        channel.close()
 
 
 def open_aio_channel(target: str, credentials: Credentials) -> Any:

@@ -82,8 +82,6 @@ class LLM:
         finally:
             reporter.finish_progress()
         self._client = Client(self._cluster.address, credentials=options.credentials)
-        # At exit, too, while threads still run: a channel that is closed later may wait for one of them for ever.
-        self._disconnect = weakref.finalize(self, self._client.close)
         rows = sum(executor.max_rows for executor in self._client.cluster_status().executors)
         self._in_flight = _REQUESTS_PER_ROW * max(1, rows)
 
@@ -134,7 +132,7 @@ class LLM:
 
     def close(self) -> None:
         """Stops the cluster, and with it every request, within 5 seconds; may be called more than once."""
-        self._disconnect()
+        self._client.close()
         self._stop()
 
     def __enter__(self) -> Self:

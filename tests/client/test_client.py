@@ -2,6 +2,8 @@
 
 import gc
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -35,6 +37,19 @@ from tests.client.fake_server import SILENCE, FakeServer, chunk, end, failure, s
 
 CANCEL_SECONDS = 5.0
 BAD_TOP_P = BadRequest(field_violations=[BadRequest.FieldViolation(field="sampling.top_p", description="no")])
+FORGETFUL = """
+import atexit, sys
+def ask():  # after everybody else has cleaned up
+    try:
+        next(stream)
+    except Exception as error:
+        print(error)
+atexit.register(ask)
+from baton import Client
+client = Client(sys.argv[1])
+stream = client.stream("hi")
+next(stream)
+"""
 RETRY_SOON = RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
 
 
@@ -200,3 +215,13 @@ def test_wait_ready(server: FakeServer, client: Client) -> None:
 def test_wait_ready_when_nobody_listens() -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(UnavailableError, match="cannot connect"):
         client.wait_ready(timeout=0.3)
+
+
+def test_a_program_that_forgets_to_close_ends(server: FakeServer) -> None:
+    # A channel that is left to the interpreter may wait for ever for a thread that is gone.
+    server.stream = [start(), chunk(0, [4], "he", 0), SILENCE]
+    command = [sys.executable, "-c", FORGETFUL, server.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "Channel closed" in done.stdout
+    assert done.stderr == ""
+    assert server.cancelled.wait(CANCEL_SECONDS)
