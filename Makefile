@@ -157,8 +157,12 @@ simulate: $(STAMP) ## run the whole system under faults on a virtual clock [ARGU
 test-mutants: $(STAMP) ## plant defects one by one; the tests have to notice each [ARGUMENTS='--only lease']
 	@$(BIN)/python -m tests.mutants $(ARGUMENTS)
 
-gpu-check: $(STAMP) ## check everything on a CUDA device, then measure it
-	@$(BIN)/python benchmarks/gpu_check.py
+# A machine with a GPU may have no network: without .venv, a Python that has torch and triton is used as it is.
+gpu-check: ## check everything on a CUDA device, then measure it [ARGUMENTS='--results DIR']
+	@if [ ! -x $(BIN)/python ] && $(PYTHON) -c 'import torch, triton' 2>/dev/null; then \
+	  exec $(PYTHON) -m benchmarks.gpu_check $(ARGUMENTS); \
+	fi; \
+	$(MAKE) --no-print-directory setup && exec $(BIN)/python -m benchmarks.gpu_check $(ARGUMENTS)
 
 clean: ## remove caches and build output; the environment stays
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,16 +1,20 @@
 """Inputs for the kernels: random, from a seed. Small ones are the same for every device."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.paged_attention import AttentionPlan, plan_attention
-from kernels.sampling import LogprobRequest, SamplingBatch
+from kernels.sampling import LogprobRequest, Penalties, SamplingBatch, TokenBias, TokenMask
 
 _MANY = 1 << 20
+
+_Batch = TypeVar("_Batch", bound=Any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +110,44 @@ def sampling_batch(rows: int, device: torch.device, *, filtered: bool, num_top: 
         min_p=ones * 1e-6 if filtered else None,
         logprobs=None if num_top is None else LogprobRequest(torch.arange(rows), ones.bool(), num_top),
     )
-    return _moved(batch, device)
+    return to_device(batch, device)
 
 
-def _moved(batch: SamplingBatch, device: torch.device) -> SamplingBatch:
-    logprobs = batch.logprobs
-    if logprobs is not None:
-        logprobs = replace(logprobs, rows=logprobs.rows.to(device), processed=logprobs.processed.to(device))
+def with_processors(batch: SamplingBatch, vocab_size: int) -> SamplingBatch:
+    """A mask for every third row of a batch on the CPU, biases for the next, penalties for the next."""
+    count, length, prompt = batch.temperature.shape[0], 300, 100
+    masked, biased, penalised = (torch.arange(first, count, 3) for first in range(3))
+    generator = torch.Generator().manual_seed(count)
+    draw = partial(torch.randint, generator=generator)
+    ids = torch.stack([torch.randperm(vocab_size, generator=generator)[:8] for _ in biased])
+    ones = torch.ones(penalised.shape[0])
     return replace(
         batch,
-        temperature=batch.temperature.to(device),
-        top_k=batch.top_k.to(device),
-        top_p=batch.top_p.to(device),
-        seed=batch.seed.to(device),
-        position=batch.position.to(device),
-        min_p=None if batch.min_p is None else batch.min_p.to(device),
-        logprobs=logprobs,
+        position=draw(prompt, length, (count,)),  # the log must reach to it
+        mask=TokenMask(masked, draw(-(2**31), 2**31, (masked.shape[0], -(-vocab_size // 32))).int()),
+        bias=TokenBias(biased, ids.int(), torch.randn(ids.shape, generator=generator) * 4),
+        penalties=Penalties(
+            rows=penalised,
+            repetition=ones * 1.3,
+            frequency=ones * 0.2,
+            presence=ones * 0.1,
+            log=draw(0, vocab_size, (count, length)).int(),
+            log_rows=penalised,
+            prompt_lens=(ones * prompt).int(),
+        ),
     )
+
+
+def to_device(value: _Batch, device: torch.device) -> _Batch:
+    """A batch, or a part of one, with all its tensors on ``device``."""
+    moved: dict[str, Any] = {}
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if isinstance(part, Tensor):
+            moved[field.name] = part.to(device)
+        elif is_dataclass(part):
+            moved[field.name] = to_device(part, device)
+    return replace(value, **moved)
 
 
 def random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, seed: int, scale: float = 1.0) -> Tensor:

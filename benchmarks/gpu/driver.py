@@ -119,12 +119,12 @@ class Driver:
 
     def launch(self, parts: Sequence[tuple[Row, int]]) -> StepOutput:
         """Compute and sample: the next ``count`` tokens of each row; past its known tokens, its last sampled one."""
-        return self.launcher.launch(self._plan(parts))
+        return self.launcher.launch(self.plan(parts))
 
     @torch.inference_mode()
     def logits(self, parts: Sequence[tuple[Row, int]]) -> list[Tensor]:
         """float32 [vocabulary] of the last token of each part."""
-        plan = self._plan(parts)
+        plan = self.plan(parts)
         step = self._builder.build(plan, self._applier.apply(plan))
         rows = self.runner.compute_logits(step.batch)
         order = {row.index: place for place, row in enumerate(self._ordered(parts))}
@@ -134,8 +134,10 @@ class Driver:
     def _ordered(parts: Sequence[tuple[Row, int]]) -> list[Row]:
         return [row for row, _ in sorted(parts, key=lambda part: part[0].computed < len(part[0].tokens))]
 
-    def _plan(self, parts: Sequence[tuple[Row, int]]) -> StepPlan:
-        """Rows whose input is the device's last token come first."""
+    def plan(self, parts: Sequence[tuple[Row, int]]) -> StepPlan:
+        """The plan of such a step, after all plans made before. Rows whose input is the device's last token come
+        first.
+        """
         counts_of = {row.index: count for row, count in parts}
         rows = self._ordered(parts)
         released, self._released = self._released, []

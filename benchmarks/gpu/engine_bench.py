@@ -2,10 +2,11 @@
 
 import gc
 import random
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,10 +14,12 @@ from baton.checkpoints.random_weights import SHAPES
 from benchmarks.gpu.driver import Driver, DriverOptions, Row, random_model
 from benchmarks.gpu.records import Record
 from executor_service.kv_cache import KVCache
+from executor_service.memory import default_kv_bytes
 from executor_service.step_output import StepOutput
 from executor_service.step_plan import RowSampling
 
 _LAUNCHED = 2  # steps on the device at a time, as in an executor
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,12 @@ class DecodeSize:
 
     rows: int
     context: int
-    steps: int
+    steps: int  # of a round
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a row at the end of all rounds, the first of which warms up."""
+        return self.context + (_ROUNDS + 1) * self.steps
 
 
 def nano_workload() -> list[tuple[list[int], int]]:
@@ -45,9 +53,8 @@ def bench_decode(
     if not SHAPES[shape].tie_word_embeddings:
         weight_bytes -= model.embed_tokens.weight.nbytes  # a few rows of it are read
     most = max(size.rows for size in sizes)
-    longest = max(size.context + 2 * size.steps for size in sizes)
-    options = DriverOptions(device, dtype, most, longest, longest, exact=exact)
-    driver = Driver(model, options)
+    longest = max(size.longest for size in sizes)
+    driver = Driver(model, DriverOptions(device, dtype, most, longest, longest, exact=exact))
     report = driver.capture()
     yield {
         "bench": "graph capture",
@@ -58,17 +65,11 @@ def bench_decode(
         "mib": report.memory / (1 << 20),
     }
     for size in sizes:
-        rows = [
-            driver.admit([3 + i % 4000 for i in range(size.context)], 2 * size.steps, RowSampling(1.0, seed=number))
-            for number in range(size.rows)
-        ]
-        for row in rows:
-            driver.launch([(row, size.context)]).wait()
-        _decode(driver, rows, size.steps // 2)
-        began = time.perf_counter()
-        _decode(driver, rows, size.steps)
-        step = (time.perf_counter() - began) / size.steps
-        context = size.context + size.steps // 2 + size.steps / 2
+        rows = start_rows(driver, size)
+        decode(driver, rows, size.steps)
+        rounds = [decode(driver, rows, size.steps) for _ in range(_ROUNDS)]
+        step, host = (statistics.median(times) for times in zip(*rounds, strict=True))
+        context = size.context + size.steps + _ROUNDS * size.steps / 2  # of the steps that are timed
         kv_bytes = size.rows * context * KVCache.bytes_per_block(model.config, 1, dtype)
         record: Record = {
             "bench": "decode",
@@ -77,39 +78,65 @@ def bench_decode(
             "rows": size.rows,
             "context": int(context),
             "step_ms": step * 1e3,
+            "host_ms": host * 1e3,
             "tokens_per_s": size.rows / step,
         }
         if bytes_per_s is not None:
-            record["share_of_roofline"] = (weight_bytes + kv_bytes) / bytes_per_s / step
+            floor = (weight_bytes + kv_bytes) / bytes_per_s
+            record |= {"floor_ms": floor * 1e3, "share_of_roofline": floor / step}
         yield record
         for row in rows:
             driver.release(row)
     del driver, model
-    _free(device)
+    free(device)
 
 
-def _decode(driver: Driver, rows: list[Row], steps: int) -> None:
-    """Every step is launched while the one before it runs."""
+def start_rows(driver: Driver, size: DecodeSize) -> list[Row]:
+    """Rows with a context, prefilled one by one, and room for all steps."""
+    rows = [
+        driver.admit(
+            [3 + i % 4000 for i in range(size.context)], size.longest - size.context, RowSampling(1.0, seed=number)
+        )
+        for number in range(size.rows)
+    ]
+    for row in rows:
+        driver.launch([(row, size.context)]).wait()
+    return rows
+
+
+def decode(driver: Driver, rows: list[Row], steps: int) -> tuple[float, float]:
+    """(seconds per step, seconds of the host to launch one). A step is launched while the one before it runs; where
+    both take the same, the host is what they wait for. Plans are made before: a scheduler does that.
+    """
+    plans = [driver.plan([(row, 1) for row in rows]) for _ in range(steps)]
     launched: deque[StepOutput] = deque()
-    for _ in range(steps):
-        launched.append(driver.launch([(row, 1) for row in rows]))
+    launching = 0.0
+    began = time.perf_counter()
+    for plan in plans:
+        before = time.perf_counter()
+        launched.append(driver.launcher.launch(plan))
+        launching += time.perf_counter() - before
         if len(launched) == _LAUNCHED:
             launched.popleft().wait()
     while launched:
         launched.popleft().wait()
+    return (time.perf_counter() - began) / steps, launching / steps
 
 
-def bench_nano(shape: str, device: torch.device, max_rows: int, max_tokens: int, limit: int | None) -> Iterator[Record]:
-    """nano-vllm's workload at temperature 0.6: prefills fill up what decodes leave of a step. ``limit``: first ones."""
-    workload = nano_workload()[:limit]
+def bench_nano(
+    shape: str, device: torch.device, workload: list[tuple[list[int], int]], max_rows: int, max_tokens: int
+) -> Iterator[Record]:
+    """``nano_workload`` or a part of it, at temperature 0.6: prefills fill up what decodes leave of a step."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     longest = max(len(prompt) + count for prompt, count in workload)
+    model = random_model(SHAPES[shape], device, dtype)
     options = DriverOptions(device, dtype, max_rows, max_tokens, longest)
-    driver = Driver(random_model(SHAPES[shape], device, dtype), options)
+    fitting = default_kv_bytes(device) // KVCache.bytes_per_block(model.config, options.block_size, dtype)
+    if fitting < max_rows * -(-longest // options.block_size):
+        options = replace(options, num_blocks=fitting)
+    driver = Driver(model, options)
     driver.capture()
-    warm = driver.admit([3] * 8, 4)
-    driver.launch([(warm, 8)]).wait()
-    driver.release(warm)
+    _serve(driver, [([3] * min(max_tokens, longest - 2), 2)], max_tokens)
     began = time.perf_counter()
     steps = _serve(driver, workload, max_tokens)
     wall = time.perf_counter() - began
@@ -124,8 +151,8 @@ def bench_nano(shape: str, device: torch.device, max_rows: int, max_tokens: int,
         "wall_s": wall,
         "out_tokens_per_s": out / wall,
     }
-    del driver
-    _free(device)
+    del driver, model
+    free(device)
 
 
 def _serve(driver: Driver, workload: list[tuple[list[int], int]], max_tokens: int) -> int:
@@ -163,7 +190,8 @@ def _serve(driver: Driver, workload: list[tuple[list[int], int]], max_tokens: in
     return steps
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
+    """Give back what nothing holds any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,9 +1,10 @@
-"""What checks and measurements yield, where it is written, and the table at the end."""
+"""What checks and measurements yield, and where it is written."""
 
 import json
+import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def check(name: str, passed: bool, **details: object) -> Record:
     return {"check": name, "passed": passed, **details}
 
 
+def guarded(name: str, records: Iterable[Record], **details: object) -> Iterator[Record]:
+    """``records``, as they come; an exception among them is a failed check, and what comes after them has its say."""
+    try:
+        yield from records
+    except Exception as error:  # whatever breaks
+        note(traceback.format_exc())
+        yield check(name, False, **details, error=f"{type(error).__name__}: {error}".splitlines()[0])
+
+
 def relative_error(output: Tensor, expected: Tensor) -> float:
     """``|output - expected| / |expected|`` in float64; infinite if anything is not finite."""
     difference = output.double() - expected.double()
@@ -33,48 +43,44 @@ def relative_error(output: Tensor, expected: Tensor) -> float:
 
 @dataclass
 class Report:
-    """Records as they come, one JSON object a line."""
+    """Records as they come, one JSON object a line, in a file that several processes append to."""
 
     path: Path
     records: list[Record] = field(default_factory=list)
 
-    def add(self, record: Record) -> None:
-        """Write it down at once: a run that is cut short has what it had."""
-        self.records.append(record)
+    def add(self, record: Record, stage: str = "") -> None:
+        """Write it down at once, by one write: a run that is cut short has what it had."""
+        whole = {"stage": stage, **record} if stage else record
+        plain = {name: str(value) if _is_no_json(value) else value for name, value in whole.items()}
+        self.records.append(plain)
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(plain) + "\n")
+        if not record.get("passed", True):
+            note(f"FAILED {plain}")
+
+    def run(self, stage: str, work: Callable[[], Iterable[Record]]) -> None:
+        """Take in what a stage yields."""
+
+        def begun() -> Iterator[Record]:
+            yield from work()
+
+        for record in guarded(stage, begun()):
+            self.add(record, stage)
 
     def reload(self) -> None:
-        """Take in what another process has added to the file."""
-        self.records = [json.loads(line) for line in self.path.read_text().splitlines()]
-
-    def run(self, title: str, stage: Callable[[], Iterator[Record]]) -> None:
-        """Take in a stage; an exception in it is a failed check, and the stages after it still run."""
-        try:
-            for record in stage():
-                self.add(record)
-        except Exception as error:  # whatever breaks, the other stages have something to say
-            self.add(check(title, False, error=f"{type(error).__name__}: {error}".splitlines()[0]))
-            note(traceback.format_exc())
+        """Take in what other processes have added to the file. A line that one of them could not finish is left out."""
+        self.records = []
+        for line in self.path.read_text().splitlines():
+            try:
+                self.records.append(json.loads(line))
+            except json.JSONDecodeError:
+                note(f"cut short: {line}")
 
     @property
     def passed(self) -> bool:
         """Whether no check failed."""
         return all(record.get("passed", True) for record in self.records)
 
-    def print_table(self) -> None:
-        """What a person wants to see."""
-        for record in self.records:
-            if "check" in record:
-                state = "ok    " if record["passed"] else "FAILED"
-                print(f"{state} {record['check']:<24} {_details(record, ('check', 'passed'))}")
-            elif record.get("bench") != "environment":
-                print(f"       {record['bench']:<24} {_details(record, ('bench',))}")
 
-
-def _details(record: Record, hidden: Sequence[str]) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in record.items() if name not in hidden)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _is_no_json(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
