@@ -29,7 +29,7 @@ struct Slots {
       return;
     }
     i64 whole = 0;  // dimensions that are written line by line
-    if (visit.end - visit.begin == kTileTokens)
+    if (visit.end - visit.begin == kTileTokens && aligned())
       for (; whole + kLanes * 2 <= layout.head_dim; whole += kLanes * 2)
         transpose_pairs(from + whole, stride, to + whole * kTileTokens);
     if (whole == layout.head_dim) return;
@@ -53,9 +53,9 @@ struct Slots {
       for (i64 i = 0; i < layout.head_dim; i += kLanes) store_halves(to + i * 2, from + i, lane(token) & 1);
   }
 
-  // Whether the token's value shares lines with that of the next one, which the visit has, too.
+  // Whether the token's value is written with that of the next one, which shares its lines.
   bool is_paired(const Visit& visit, i64 token) const {
-    return layout.tiled() && token + 1 < visit.end && lane(token) % 2 == 0;
+    return layout.tiled() && aligned() && token + 1 < visit.end && lane(token) % 2 == 0;
   }
 
   // body(visit) for all heads of all tokens, shared among threads in groups of tokens; a visit belongs to the group in
@@ -74,6 +74,7 @@ struct Slots {
           body(Visit{begin, end, head, head + heads});
         }
       }
+      _mm_sfence();  // lines that were streamed come before the news that the loop has ended
     });
   }
 
@@ -82,6 +83,11 @@ struct Slots {
 
   i64 place(i64 token, i64 head) const {
     return layout.place(slots[token] / layout.block_size, slots[token] % layout.block_size, head);
+  }
+  // Whether tiles begin with a line. Whole lines are streamed: a prompt's are many, and reading them first, only to
+  // overwrite them, takes longer than to fetch them once for attention.
+  bool aligned() const {
+    return (reinterpret_cast<std::uintptr_t>(keys) | reinterpret_cast<std::uintptr_t>(values)) % kLine == 0;
   }
   i64 lane(i64 token) const { return slots[token] % layout.block_size % kTileTokens; }
 

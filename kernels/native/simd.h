@@ -74,7 +74,11 @@ inline void store_halves(bf16* pairs, const bf16* values, bool second) {
     _mm512_mask_storeu_epi16(pairs, 0x55555555, wide);
 }
 
-// Sixteen rows of sixteen pairs, `stride` elements apart, to the lines that hold all first pairs, all second ones, ...
+// An aligned line, past the caches: it need not be read first. Other threads see it after a fence.
+inline void stream_line(void* p, __m512i line) { _mm512_stream_si512(static_cast<__m512i*>(p), line); }
+
+// Sixteen rows of sixteen pairs, `stride` elements apart, to the aligned lines that hold all first pairs, all second
+// ones, ...; streamed.
 inline void transpose_pairs(const bf16* rows, i64 stride, bf16* lines) {
   __m512i a[16], b[16];
   for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows + i * stride);
@@ -95,18 +99,18 @@ inline void transpose_pairs(const bf16* rows, i64 stride, bf16* lines) {
     b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xDD);
   }
   for (int i = 0; i < 4; ++i) {
-    _mm512_storeu_si512(lines + i * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-    _mm512_storeu_si512(lines + (i + 8) * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xDD));
-    _mm512_storeu_si512(lines + (i + 4) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
-    _mm512_storeu_si512(lines + (i + 12) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xDD));
+    stream_line(lines + i * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    stream_line(lines + (i + 8) * 32, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xDD));
+    stream_line(lines + (i + 4) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+    stream_line(lines + (i + 12) * 32, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xDD));
   }
 }
 
-// Sixteen pairs of the first's and the second's values.
+// Sixteen pairs of the first's and the second's values, an aligned line; streamed.
 inline void interleave(const bf16* first, const bf16* second, bf16* pairs) {
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
   const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
-  _mm512_storeu_si512(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  stream_line(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
 inline Pairs load_pairs(const void* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }

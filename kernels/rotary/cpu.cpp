@@ -18,6 +18,6 @@ extern "C" void baton_norm_rotary(const bf16* x, i64 stride, const bf16* weight,
   parallel_ranges(t, kElementsPerTask / (heads * head_dim), threads, [&](i64 begin, i64 end) {
     for (i64 token = begin; token < end; ++token)
       rotate_heads(x + token * stride, heads, weight, eps, cos + token * half, sin + token * half,
-                   out + token * heads * head_dim, head_dim, head_dim);
+                   out + token * heads * head_dim, head_dim, head_dim, stride);
   });
 }

@@ -24,9 +24,11 @@ extern "C" void baton_rotary_append(const bf16* query, i64 query_stride, const b
       const float *c = cos + token * half, *s = sin + token * half;
       const i64 first_query = visit.first_head * group * head_dim, first = visit.first_head * head_dim;
       rotate_heads(query + token * query_stride + first_query, visit.heads() * group, query_norm, eps, c, s,
-                   out + token * heads * head_dim + first_query, head_dim, head_dim);
+                   out + token * heads * head_dim + first_query, head_dim, head_dim, query_stride);
       rotate_heads(key + token * key_stride + first, visit.heads(), key_norm, eps, c, s,
-                   rotated.data() + (token - visit.begin) * head_dim, tile, head_dim);
+                   rotated.data() + (token - visit.begin) * head_dim, tile, head_dim, key_stride);
+      const bf16* next = value + (token + 1) * value_stride + first;  // if there is one
+      for (i64 i = 0; i < visit.heads() * head_dim; i += kWide) __builtin_prefetch(next + i);
       const bool is_second = token > visit.begin && to.is_paired(visit, token - 1);
       if (is_second || !to.is_paired(visit, token))
         for (i64 head = visit.first_head; head < visit.last_head; ++head)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels.kv_append import native as native_append
+from kernels.kv_append import reference as reference_append
 from kernels.rotary import apply_rotary, norm_rotary
 from kernels.rotary_append import Rotation, rotary_append
 
@@ -55,3 +56,37 @@ def test_bits_are_those_of_the_parts(
     assert torch.equal(rotated, parts[0])
     assert torch.equal(caches.view(torch.int16), expected.view(torch.int16))
     assert caches.isnan().sum() == caches.numel() - 2 * key.numel()
+
+
+@pytest.mark.parametrize("rows", [[], [0, 7, 8], list(range(9))], ids=str)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("native", [True, False])
+def test_queries_of_some_tokens_have_their_bits_among_all(rows: list[int], normed: bool, native: bool) -> None:
+    torch.manual_seed(1)
+    dtype, append = (torch.bfloat16, native_append.kv_append) if native else (torch.float32, reference_append.kv_append)
+    query, key, value = torch.randn(9, 8, 16).to(dtype).split([4, 2, 2], dim=1)
+    angles = torch.randn(9, 8) * 10
+    norms = tuple(torch.randn(2, 16).to(dtype)) if normed else (None, None)
+    rotation = Rotation(angles.cos(), angles.sin(), *norms, eps=1e-6)
+    slots, chosen = torch.randperm(32)[:9], torch.tensor(rows, dtype=torch.int64)
+    caches, expected = (torch.zeros(2, 2, 16, 2, 16, dtype=dtype) for _ in range(2))
+    every = rotary_append(query, key, value, rotation, expected[0], expected[1], slots, append)
+    some = rotary_append(query[chosen], key, value, rotation, caches[0], caches[1], slots, append, chosen)
+    assert torch.equal(some, every[chosen])
+    assert torch.equal(caches, expected)
+    assert caches.any()
+
+
+def test_caches_need_not_begin_with_a_cache_line() -> None:
+    torch.manual_seed(0)
+    slots = torch.arange(16, 48)
+    query, key, value = torch.randn(len(slots), 8, 32).bfloat16().split([4, 2, 2], dim=1)
+    angles = torch.randn(len(slots), 16)
+    rotation = Rotation(angles.cos(), angles.sin())
+    shape = (2, 3, 16, 2, 32)
+    aligned = torch.zeros(shape, dtype=torch.bfloat16)
+    shifted = torch.zeros(aligned.numel() + 8, dtype=torch.bfloat16)[8:].view(shape)
+    for caches in (aligned, shifted):
+        rotary_append(query, key, value, rotation, caches[0], caches[1], slots, native_append.kv_append)
+    assert aligned.data_ptr() % 64 == 0 and shifted.data_ptr() % 64 == 16
+    assert aligned.any() and torch.equal(shifted, aligned)
