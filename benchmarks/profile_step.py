@@ -195,9 +195,12 @@ def _addresses(model: CausalLM) -> dict[int, str]:
         modules += [("qkv", attention.qkv_proj), ("o", attention.o_proj)]
         modules += [("gate_up", mlp.gate_up_proj), ("down", mlp.down_proj)]
     for kind, module in modules:
-        matrix = module._matrix
-        parts = [matrix] if isinstance(matrix, Tensor) else [getattr(matrix, field.name) for field in fields(matrix)]
-        found |= {part.data_ptr(): kind for part in parts if isinstance(part, Tensor)}
+        matrices = [module._matrix]
+        if isinstance(module, MergedColumnParallelLinear):
+            matrices += module._parts or ()
+        for matrix in matrices:
+            parts = [matrix] if isinstance(matrix, Tensor) else [getattr(matrix, one.name) for one in fields(matrix)]
+            found |= {part.data_ptr(): kind for part in parts if isinstance(part, Tensor)}
     return found
 
 
@@ -213,10 +216,11 @@ def kind_limits(
     """Microseconds, by kind: of matrix products, and of attention over keys and values.
 
     ``contexts``: keys that each of the ``rows`` tokens reads; tokens of one prompt read them from memory once. The last
-    layer goes on from its attention with ``sampled`` rows.
+    layer computes queries, and what comes after them, of ``sampled`` rows.
     """
-    matrices = products(config).items()
-    least = {kind: one.us(rows, rows if kind == "qkv" else sampled, limits) for kind, one in matrices}
+    least = {kind: one.us(rows, sampled, limits) for kind, one in products(config).items()}
+    kv_columns = 2 * config.num_key_value_heads * config.head_dim
+    least["qkv"] += limits.us(2.0 * config.hidden_size * kv_columns * (rows - sampled), 0.0)  # of the last layer
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     pairs = float(sum(contexts)) * heads * layers
     stored = sum(contexts) if rows == sampled else max(contexts)  # decodes have a context each, a prompt has one

@@ -1,6 +1,6 @@
 """Attention over the paged cache."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from executor_service.context import get_context
 from executor_service.metadata.attention import OutputRows
@@ -8,11 +8,10 @@ from kernels.paged_attention.backends import AttentionBackend
 from kernels.rotary_append import Rotation, rotary_append
 
 
-class Attention(nn.Module):
+class Attention:
     """Appends a step's keys and values to its layer's cache and attends over it; holds no weights."""
 
     def __init__(self, head_dim: int) -> None:
-        super().__init__()
         self._scale = head_dim**-0.5
         self._cache: tuple[Tensor, Tensor, AttentionBackend] | None = None
 
@@ -20,7 +19,7 @@ class Attention(nn.Module):
         """Use these tensors, [blocks, block_size, kv_heads, head_dim], and this backend from now on."""
         self._cache = (key_cache, value_cache, backend)
 
-    def forward(
+    def __call__(
         self,
         query: Tensor,
         key: Tensor,
@@ -28,8 +27,8 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         rows: OutputRows | None = None,
     ) -> Tensor:
-        """query: [T, heads, head_dim]; key, value: [T, kv_heads, head_dim]. Returns [T, heads, head_dim], or
-        [S, heads, head_dim] of ``rows``.
+        """query: [T, heads, head_dim], or [S, heads, head_dim] of ``rows`` that have a plan; key, value:
+        [T, kv_heads, head_dim]. Returns [T, heads, head_dim], or [S, heads, head_dim] of ``rows``.
 
         Queries and keys are rotated first if there is a ``rotation``. Reads the step's metadata from the inference
         context. Raises ``RuntimeError`` when no cache is bound.
@@ -38,14 +37,12 @@ class Attention(nn.Module):
             raise RuntimeError("attention ran before a KV cache was bound to its model")
         metadata = get_context().attention
         key_cache, value_cache, backend = self._cache
-        if rotation is None:
-            backend.append(key, value, key_cache, value_cache, metadata.slot_mapping)
-        else:
-            query = rotary_append(
-                query, key, value, rotation, key_cache, value_cache, metadata.slot_mapping, backend.append
-            )
+        slots, plan, tokens = metadata.slot_mapping, metadata.plan, None
         if rows is not None and rows.plan is not None:
-            query = query.index_select(0, rows.indices)
-            return backend.attend(query, key_cache, value_cache, rows.plan, self._scale)
-        attended = backend.attend(query, key_cache, value_cache, metadata.plan, self._scale)
-        return attended if rows is None else attended.index_select(0, rows.indices)
+            plan, tokens = rows.plan, rows.indices
+        if rotation is None:
+            backend.append(key, value, key_cache, value_cache, slots)
+        else:
+            query = rotary_append(query, key, value, rotation, key_cache, value_cache, slots, backend.append, tokens)
+        attended = backend.attend(query, key_cache, value_cache, plan, self._scale)
+        return attended if rows is None or tokens is not None else attended.index_select(0, rows.indices)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kernels.linear import Matrix, linear, linear_silu_and_mul
+from kernels.linear import Matrix, linear, linear_silu_and_mul, split
 
 
 class Packer(Protocol):
@@ -42,12 +42,26 @@ class MergedColumnParallelLinear(nn.Module):
         self.weight = empty_parameter((sum(output_sizes.values()), input_size), device, dtype)
         self.bias = empty_parameter((sum(output_sizes.values()),), device, dtype) if bias else None
         self._matrix: Matrix = self.weight.data
+        self._parts: tuple[Matrix, Matrix] | None = None  # the first projection and the others, where they can be split
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, sum of output sizes], or half of that if gated."""
         if self._gated:
             return linear_silu_and_mul(x, self._matrix, self.bias)
         return linear(x, self._matrix, self.bias, None)
+
+    def first_of_rows(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The first projection, of ``rows`` (int64 [S]) alone, and the others of all: [S, first output size] and
+        [T, sum of the other sizes]. The bits are those of ``forward``, which gates nothing here.
+        """
+        first, *others = self._output_sizes.values()
+        sizes = [first, sum(others)]
+        if self._parts is None:
+            projected, rest = self.forward(x).split_with_sizes(sizes, 1)
+            return projected.index_select(0, rows), rest
+        weight, other_weights = self._parts
+        bias, other_biases = (None, None) if self.bias is None else self.bias.split_with_sizes(sizes)
+        return linear(x.index_select(0, rows), weight, bias, None), linear(x, other_weights, other_biases, None)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(``name.weight`` or ``name.bias``, the view that it fills) of each projection."""
@@ -61,6 +75,7 @@ class MergedColumnParallelLinear(nn.Module):
     def pack_weight(self, packer: Packer) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
         self._matrix = packer(self.weight.data, gated=self._gated)
+        self._parts = split(self._matrix, next(iter(self._output_sizes.values())))
         del self.weight
 
 

@@ -30,9 +30,10 @@ class OutputRows:
 def output_rows(batch: InputBatch, indices: Tensor, block_size: int, group_size: int) -> OutputRows:
     """``indices`` of ``batch``'s tokens, int64 [S], with a plan where the host knows them.
 
-    On a GPU it does not, and one layer's attention is not worth to send them: prompts are short work there.
+    On a GPU it does not, and one layer's attention is not worth to send them: prompts are short work there. Nor is a
+    plan of their own worth it where every token is wanted.
     """
-    if not indices.is_cpu:
+    if not indices.is_cpu or indices.shape == batch.input_ids.shape:
         return OutputRows(indices, None)
     chosen = indices.numpy()
     requests = np.searchsorted(batch.host_query_start_loc, chosen, side="right") - 1

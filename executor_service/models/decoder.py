@@ -13,6 +13,7 @@ from executor_service.layers.norm import RMSNorm
 from executor_service.layers.rotary import RotaryEmbedding
 from executor_service.metadata.attention import OutputRows
 from executor_service.models.config import ModelConfig
+from kernels.native.heads import join_heads, split_heads
 from kernels.rotary_append import Rotation
 
 
@@ -33,14 +34,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: OutputRows | None = None) -> Tensor:
         """[T, hidden] to [T, hidden], or to [S, hidden] of these rows; cos and sin as in ``RotaryEmbedding.angles``."""
-        projected: Tensor = self.qkv_proj(hidden)
-        heads = projected.view(hidden.shape[0], -1, self._head_dim)
-        query, key, value = torch.split(heads, self._heads, dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            rotation = Rotation(cos, sin, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        if rows is None or rows.plan is None:
+            query, key, value = split_heads(self.qkv_proj(hidden), self._heads, self._head_dim)
+        else:
+            projected, others = self.qkv_proj.first_of_rows(hidden, rows.indices)
+            (query,) = split_heads(projected, self._heads[:1], self._head_dim)
+            key, value = split_heads(others, self._heads[1:], self._head_dim)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if q_norm is not None and k_norm is not None:
+            rotation = Rotation(cos, sin, q_norm.weight, k_norm.weight, q_norm.eps)
         else:
             rotation = Rotation(cos, sin)
-        output: Tensor = self.o_proj(self.attention(query, key, value, rotation, rows).flatten(1))
+        output: Tensor = self.o_proj(join_heads(self.attention(query, key, value, rotation, rows)))
         return output
 
 
@@ -106,7 +111,7 @@ class CausalLM(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """int64 [T] token ids and positions to normalised hidden states [T, hidden], or [S, hidden] of those tokens
-        that the inference context wants: the last layer computes no more than queries, keys and values of the others.
+        that the inference context wants: of the others the last layer computes keys and values only.
         """
         cos, sin = self._rotary.angles(positions)
         hidden: Tensor = self.embed_tokens(input_ids)
@@ -124,7 +129,7 @@ class CausalLM(nn.Module):
 
     def attention_layers(self) -> list[Attention]:
         """In layer order; each takes one pair of tensors of a KV cache."""
-        return [module for module in self.modules() if isinstance(module, Attention)]
+        return [module.attention for module in self.layers.modules() if isinstance(module, SelfAttention)]
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name in a Hugging Face checkpoint, the part of a parameter that it fills), each tensor once."""

@@ -25,6 +25,7 @@ __all__ = [
     "linear",
     "linear_silu_and_mul",
     "pack",
+    "split",
 ]
 
 Matrix = Tensor | PackedMatrix | Int8Matrix | InvariantMatrix
@@ -56,6 +57,13 @@ def pack(weight: Tensor, exact: bool = False, quantization: Quantization = "none
     if handles(weight):
         return native.pack(weight, gated)
     return InvariantMatrix(weight) if exact and gpu_library.handles(weight) else weight
+
+
+def split(weight: Matrix, rows: int) -> tuple[Matrix, Matrix] | None:
+    """The first ``rows`` rows of ``weight`` and the others, in the same memory: products with them have the bits of the
+    whole one. None where they might not, or where the layout has no such parts.
+    """
+    return weight.split(rows) if isinstance(weight, PackedMatrix | Int8Matrix) else None
 
 
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:

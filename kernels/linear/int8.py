@@ -27,6 +27,14 @@ class Int8Matrix:
     rows: int
     columns: int
 
+    def split(self, rows: int) -> "tuple[Int8Matrix, Int8Matrix] | None":
+        """See ``kernels.linear.split``."""
+        whole, rest = divmod(rows, _BLOCK)
+        if rest:
+            return None
+        first = Int8Matrix(self.blocks[:whole], self.scales[:rows], rows, self.columns)
+        return first, Int8Matrix(self.blocks[whole:], self.scales[rows:], self.rows - rows, self.columns)
+
 
 def pack(weight: Tensor) -> Int8Matrix:
     """Quantise a bfloat16 ``weight`` [N, K]."""

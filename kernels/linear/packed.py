@@ -16,3 +16,11 @@ class PackedMatrix:
     rows: int
     columns: int
     gated: bool = False
+
+    def split(self, rows: int) -> "tuple[PackedMatrix, PackedMatrix] | None":
+        """See ``kernels.linear.split``."""
+        whole, rest = divmod(rows, self.blocks.shape[2])
+        if rest or self.gated:
+            return None
+        first = PackedMatrix(self.blocks[:whole], rows, self.columns)
+        return first, PackedMatrix(self.blocks[whole:], self.rows - rows, self.columns)

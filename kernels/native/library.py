@@ -104,7 +104,7 @@ class NativeFunction:
 
     def words(self, arguments: tuple[float | None, ...]) -> bytes:
         """The arguments, eight bytes each."""
-        return self._words.pack(*(argument or 0 for argument in arguments))
+        return self._words.pack(*[argument or 0 for argument in arguments])
 
     def address(self) -> int:
         """Where the function's code is."""

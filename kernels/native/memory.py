@@ -8,6 +8,7 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 
 _HUGE_PAGE = 2 << 20  # bytes, on x86-64
 _ALIGNMENT = 64  # bytes, a cache line
+_INTEGERS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}  # by bytes
+
+# Within the ``with`` block a TorchDispatchMode does not see operations of torch: of views it learns nothing, at a cost.
+unobserved = torch._C._DisableTorchDispatch
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -56,8 +61,8 @@ class Scratch:
 
     def __init__(self) -> None:
         self._regions: list[_Region] = []
-        self._leases: dict[int, tuple[weakref.ref[NDArray[np.uint8]], _Region, int, int]] = {}
-        self._ended: deque[tuple[_Region, int, int]] = deque()
+        self._leases: dict[int, _Lease] = {}
+        self._ended: deque[_Lease] = deque()
 
     @property
     def size(self) -> int:
@@ -71,8 +76,7 @@ class Scratch:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised and aligned to a cache line. Raises ``MemoryError``."""
-        size = math.prod(shape) * dtype.itemsize
-        room = _rounded(size)
+        room = -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT or _ALIGNMENT
         self._reclaim()
         for region in self._regions:
             start = region.take(room)
@@ -83,11 +87,12 @@ class Scratch:
             self._regions.append(region)
             start = region.take(room)
             assert start is not None
-        lease = region.bytes[start : start + size]  # an object of its own, which the tensors hold that use it
+        # an object of its own, which the tensors hold that use it; NumPy has no bfloat16
+        lease: NDArray[Any] = np.ndarray(shape, _INTEGERS[dtype.itemsize], region.bytes, start)
         end = weakref.ref(lease, self._end)
         self._leases[id(end)] = (end, region, start, room)
-        with torch._C._DisableTorchDispatch():  # who looks on from a TorchDispatchMode learns nothing here, at a cost
-            return torch.from_numpy(lease).view(dtype).view(shape)
+        with unobserved():
+            return torch.from_numpy(lease).view(dtype)
 
     def without_claim(self, tensor: Tensor) -> Tensor:
         """The same tensor, but its memory is free for others once ``tensor`` itself is gone. A tensor whose memory is
@@ -99,14 +104,13 @@ class Scratch:
                 return free.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return tensor
 
-    def _end(self, lease: "weakref.ref[NDArray[np.uint8]]") -> None:
+    def _end(self, lease: "weakref.ref[NDArray[Any]]") -> None:
         """On whatever thread, at any moment: what is being changed elsewhere must be left alone."""
-        _, region, start, room = self._leases.pop(id(lease))
-        self._ended.append((region, start, room))
+        self._ended.append(self._leases.pop(id(lease)))
 
     def _reclaim(self) -> None:
         while self._ended:
-            region, start, room = self._ended.popleft()
+            _, region, start, room = self._ended.popleft()
             region.give(start, room)
 
 
@@ -153,6 +157,9 @@ class _Region:
             self._ends.insert(i, end)
 
 
+_Lease = tuple["weakref.ref[NDArray[Any]]", _Region, int, int]  # what tells of its end, and the memory
+
+
 class _Current(threading.local):
     """Each thread's own."""
 
@@ -170,7 +177,3 @@ def results_in(scratch: Scratch) -> Iterator[None]:
         yield
     finally:
         _current.scratch = outer
-
-
-def _rounded(size: int) -> int:
-    return max(_ALIGNMENT, -(-size // _ALIGNMENT) * _ALIGNMENT)

@@ -7,21 +7,19 @@ other threads may want. Operations of torch that compute something are made in t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from kernels.native import library
 from kernels.native.memory import Scratch, results_in
 
 _REPLAY = library.NativeFunction("baton_replay", "pi")
-_UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
+_UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 
 
 class NotRepeatableError(RuntimeError):
@@ -30,8 +28,7 @@ class NotRepeatableError(RuntimeError):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class NativeCall:
+class NativeCall(NamedTuple):
     """A native function, and the arguments that it got."""
 
     function: library.NativeFunction
@@ -127,7 +124,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.is_view:
             return func(*args, **kwargs)
-        if any(tag in func.tags for tag in _UNREPEATABLE):
+        if not _UNREPEATABLE.isdisjoint(func.tags):
             raise NotRepeatableError(f"{func} cannot be repeated")
         result = args[0] if func._schema.is_mutable else func(*args, **kwargs)  # for its shape, if it is a new tensor
         known = {_address(tensor) for tensor in _tensors([*args, *kwargs.values()])}
@@ -136,10 +133,15 @@ class _Recorder(TorchDispatchMode):
             return result
         if not isinstance(result, Tensor) or (func._schema.is_mutable and not _changes_first(func)):
             raise NotRepeatableError(f"{func} cannot be repeated")
-        args, kwargs = tree_map_only(Tensor, self._scratch.without_claim, (args, kwargs))
-        again = partial(func, *args, **kwargs)
+        unclaimed = {name: self._without_claims(value) for name, value in kwargs.items()}
+        again = partial(func, *map(self._without_claims, args), **unclaimed)
         self.calls.append(partial(_refill, result, again) if is_new else again)
         return result
+
+    def _without_claims(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._scratch.without_claim(value)
+        return [self._without_claims(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _changes_first(func: Any) -> bool:

@@ -46,7 +46,7 @@ constexpr Signature signature() {
   return {Types.at, invoke<Types>};
 }
 
-// Of the kernels that a decode step calls.
+// Of the kernels that a step calls.
 constexpr Signature kSignatures[] = {
     signature<"pipppiiiinn">(),            // linear
     signature<"pippppiiiinn">(),           // int8_linear
@@ -56,6 +56,8 @@ constexpr Signature kSignatures[] = {
     signature<"pipiin">(),                 // silu_and_mul
     signature<"pippfppiin">(),             // rms_norm
     signature<"pipipippfppppppiiiiin">(),  // rotary_append
+    signature<"pipfpppiiin">(),            // norm_rotary
+    signature<"pipipppiiiin">(),           // kv_append
     signature<"pippppppiiiiiifn">(),       // paged_attention
 };
 
@@ -67,7 +69,7 @@ struct Call {
 
 }  // namespace
 
-// What calls a function of these types; null where no kernel of a decode step has them.
+// What calls a function of these types; null where no kernel of a step has them.
 extern "C" Invoke baton_signature(const char* types) {
   for (const Signature& signature : kSignatures)
     if (std::strcmp(signature.types, types) == 0) return signature.invoke;

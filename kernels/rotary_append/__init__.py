@@ -24,13 +24,18 @@ def rotary_append(
     value_cache: Tensor,
     slot_mapping: Tensor,
     append: Append,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Rotate ``query`` and ``key`` (``kernels.rotary``), write ``key`` and ``value`` to the cache; the rotated query.
 
-    query: [T, heads, head_dim]; the rest as of ``kernels.kv_append.kv_append``, which ``append`` stands for where the
-    parts run one after another. On a GPU, and where native kernels append, they are one kernel, so that rotated keys
-    never visit memory in between.
+    query: [T, heads, head_dim], or [S, heads, head_dim] of the tokens ``rows`` (int64 [S]); the rest as of
+    ``kernels.kv_append.kv_append``, which ``append`` stands for where the parts run one after another. On a GPU, and
+    where native kernels append, they are one kernel unless there are ``rows``, so that rotated keys never visit memory
+    in between.
     """
+    if rows is not None:
+        append(_rotate(key, rotation.key_norm, rotation), value, key_cache, value_cache, slot_mapping)
+        return _rotate(query, rotation.query_norm, rotation.of(rows))
     if handles(query):
         from kernels.rotary_append import gpu
 

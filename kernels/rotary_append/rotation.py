@@ -1,6 +1,6 @@
 """What turns queries and keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -14,3 +14,7 @@ class Rotation:
     query_norm: Tensor | None = None  # [head_dim]
     key_norm: Tensor | None = None  # [head_dim]
     eps: float = 0.0
+
+    def of(self, tokens: Tensor) -> "Rotation":
+        """That of these tokens, int64 [S], alone."""
+        return replace(self, cos=self.cos.index_select(0, tokens), sin=self.sin.index_select(0, tokens))

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from executor_service.models import load_config
+from kernels.linear import Quantization
 from kernels.native.library import available
 
 from .builders import Server, save_checkpoint
-from .test_invariance import always, prompt, random_chunks, run_in_chunks
+from .test_invariance import always, prompt, random_chunks, run_in_chunks, sample_some_tokens
 
 pytestmark = pytest.mark.skipif(not available(), reason="no native kernels")
 
@@ -60,6 +61,21 @@ def test_rows_do_not_depend_on_their_batch(checkpoint: Path, threads: int) -> No
             assert torch.equal(run_in_chunks(server, server.admit(tokens), chunks, mates), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize(
+    ("head_dim", "recorded"), [(16, False), (16, True), (24, False)], ids=["native", "recorded", "reference attention"]
+)
+def test_rows_do_not_depend_on_which_tokens_are_sampled(
+    quantization: Quantization, head_dim: int, recorded: bool, tmp_path: Path
+) -> None:
+    """Weights of queries are whole blocks of a matrix here, so that the last layer can do without other rows'."""
+    save_checkpoint(tmp_path, "qwen3", num_attention_heads=8, head_dim=head_dim, attention_bias=True)
+    server = Server.start(tmp_path, torch.bfloat16, quantization=quantization)
+    if recorded:
+        server.runner.record_steps(max_rows=3, max_blocks=60)
+    sample_some_tokens(server)
 
 
 def test_no_weight_is_held_twice(checkpoint: Path) -> None:

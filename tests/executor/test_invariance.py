@@ -102,12 +102,16 @@ def test_rows_do_not_depend_on_their_batch(checkpoint: Path, dtype: torch.dtype)
 def test_rows_do_not_depend_on_which_tokens_are_sampled(
     checkpoint: Path, dtype: torch.dtype, selected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last layer attends and goes on with rows that are sampled only, few of them or none at all, unless others'
-    hidden states are wanted, too. On a GPU it attends for all rows.
+    """The last layer computes queries of sampled rows only and goes on with these, unless others' hidden states are
+    wanted, too. On a GPU it attends for all rows.
     """
     if selected == "after it":
         monkeypatch.setattr(model_runner, "output_rows", lambda batch, indices, *_: OutputRows(indices, None))
-    server = Server.start(checkpoint, dtype)
+    sample_some_tokens(Server.start(checkpoint, dtype))
+
+
+def sample_some_tokens(server: Server) -> None:
+    """Few of a chunk's tokens or none at all, alone or beside hidden states of all: the bits of a prompt as a whole."""
     tokens = prompt(server.rng, 60)
     expected = run_in_chunks(server, server.admit(tokens), always(60))
     run, mate = server.admit(tokens), server.admit(prompt(server.rng, 40))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.linear import Int8Matrix, QuantizationError, embedding, int8, int8_reference, linear, pack
+from kernels.linear import Int8Matrix, QuantizationError, embedding, int8, int8_reference, linear, pack, split
 from kernels.native import build, library
 
 from .test_native_build import ISAS, forget, use_isa
@@ -138,6 +138,15 @@ def test_strided_rows_and_no_rows() -> None:
     assert linear(x[:0, :20], matrix, None, None).shape == (0, 70)
     wide = random_weight((40, 64), 7)
     assert torch.equal(packed(wide[:, 5:25]).blocks, packed(wide[:, 5:25].contiguous()).blocks)
+
+
+def test_parts_of_a_weight_give_the_bits_of_the_whole() -> None:
+    matrix, x, bias = packed(random_weight((199, 47), 8)), torch.randn(9, 47).bfloat16(), torch.randn(199).bfloat16()
+    parts = split(matrix, 128)
+    assert parts is not None
+    products = [linear(x, part, own, None) for part, own in zip(parts, bias.split([128, 71]), strict=True)]
+    assert torch.equal(torch.cat(products, 1), linear(x, matrix, bias, None))
+    assert split(matrix, 100) is None
 
 
 def test_without_native_kernels_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

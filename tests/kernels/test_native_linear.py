@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.activation import silu_and_mul
-from kernels.linear import PackedMatrix, embedding, linear, linear_silu_and_mul, pack
+from kernels.linear import PackedMatrix, embedding, linear, linear_silu_and_mul, pack, split
 from kernels.native import build
 
 from .test_native_build import ISAS, use_isa
@@ -135,6 +135,20 @@ def test_strided_rows_and_no_rows() -> None:
     matrix, x = packed(torch.randn(70, 20).bfloat16()), torch.randn(9, 64).bfloat16()
     assert torch.equal(linear(x[:, 5:25], matrix, None, None), linear(x[:, 5:25].contiguous(), matrix, None, None))
     assert linear(x[:0, :20], matrix, None, None).shape == (0, 70)
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+def test_parts_of_a_weight_give_the_bits_of_the_whole(rows: int) -> None:
+    torch.manual_seed(5)
+    weight, x, bias = torch.randn(199, 47).bfloat16(), torch.randn(rows, 47).bfloat16(), torch.randn(199).bfloat16()
+    matrix = packed(weight)
+    parts = split(matrix, 128)
+    assert parts is not None
+    products = [linear(x, part, own, None) for part, own in zip(parts, bias.split([128, 71]), strict=True)]
+    assert torch.equal(torch.cat(products, 1), linear(x, matrix, bias, None))
+    assert split(matrix, 100) is None  # amid a block
+    assert split(pack(weight[:128], gated=True), 64) is None
+    assert split(weight, 128) is None  # torch's bits depend on the shape
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
