@@ -1,19 +1,15 @@
 // A loop over tasks, shared by a pool of threads that lives as long as the process.
 //
 // Unlike an OpenMP region, a loop never waits for a thread that has not begun a task: where cores are shared with other
-// processes, a thread may be off its core for milliseconds, many times what a loop takes. Nor do the pool's threads use
-// the core of the thread that runs the loops: the system often wakes them there, and takes tens of milliseconds to notice.
+// processes, a thread may be off its core for milliseconds, many times what a loop takes.
 #pragma once
 
 #include <immintrin.h>
-#include <pthread.h>
-#include <sched.h>
 
 #include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 namespace baton {
 
@@ -32,11 +28,7 @@ class Pool {
       for (std::int64_t task = 0; task < tasks; ++task) run(context, task);
       return;
     }
-    while (static_cast<int>(workers_.size()) < threads - 1) {
-      workers_.emplace_back(&Pool::work, this, static_cast<int>(workers_.size()));
-      core_ = -1;
-    }
-    leave_core();
+    for (; workers_ < threads - 1; ++workers_) std::thread(&Pool::work, this, workers_).detach();
     context_.store(context, std::memory_order_relaxed);
     run_.store(run, std::memory_order_relaxed);
     tasks_.store(static_cast<std::uint32_t>(tasks), std::memory_order_relaxed);
@@ -89,21 +81,8 @@ class Pool {
     }
   }
 
-  // Sends the workers to other cores than this thread's, among those that it may use; tells the system if it has moved.
-  void leave_core() {
-    const int core = sched_getcpu();
-    if (core == core_) return;
-    core_ = core;
-    cpu_set_t others;
-    if (sched_getaffinity(0, sizeof(others), &others) != 0) return;  // more cores than a cpu_set_t has
-    CPU_CLR(core, &others);
-    if (CPU_COUNT(&others) == 0) return;
-    for (std::thread& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof(others), &others);
-  }
-
   std::mutex busy_;
-  std::vector<std::thread> workers_;
-  int core_ = -1;  // of the thread that ran the last loop
+  int workers_ = 0;
   std::atomic<std::uint64_t> left_{0};
   std::atomic<std::uint32_t> loop_{0}, finished_{0}, tasks_{0};
   std::atomic<void*> context_{nullptr};

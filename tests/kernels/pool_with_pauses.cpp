@@ -2,15 +2,12 @@
 // meet each other in states that otherwise last nanoseconds. Exits with 1 if a task is not run exactly once.
 
 #include <immintrin.h>
-#include <pthread.h>
-#include <sched.h>
 
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 inline void pause_somewhat() {
   thread_local std::uint64_t random = reinterpret_cast<std::uintptr_t>(&random);
