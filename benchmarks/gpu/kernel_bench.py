@@ -68,7 +68,8 @@ def seconds(work: Callable[[], object], repeats: int = 20) -> float:
     """Median time of ``work`` on the device, with a cache that other data has passed through before each run.
 
     That data is read, 2 GiB of it: written, it would have to leave the cache while ``work`` is timed. It also takes
-    the device longer than the host needs to launch ``work``, whose kernels wait in line then: no launch is timed.
+    the device longer than the host needs to launch ``work``, whose kernels wait in line then: up to some 80
+    launches are not timed.
     Without a device it is what the interpreter takes, once.
     """
     if not torch.cuda.is_available():

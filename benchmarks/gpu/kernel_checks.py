@@ -84,10 +84,11 @@ def _flash_errors(device: torch.device, dtype: torch.dtype) -> Iterator[float]:
         return
     shape = AttentionShape(block_size=max(16, flash.block_multiple()))
     for lengths in ([(4000, 1), (1, 1), (777, 1)], [(1500, 1024), (900, 1), (333, 333), (4096, 7)]):
-        case = attention_case(lengths, shape, device, dtype)
+        case = attention_case(lengths, shape, device, dtype, padding=5)
         keys, values = (cache.nan_to_num() for cache in (case.key_cache, case.value_cache))
         output = flash.paged_attention(case.query, keys, values, case.plan, case.scale)
-        yield relative_error(output, attention_in_float64(case))
+        yield float("inf") if bool(output[case.plan.num_tokens :].any()) else 0.0
+        yield relative_error(output[: case.plan.num_tokens], attention_in_float64(case))
 
 
 def _far_errors(device: torch.device, dtype: torch.dtype) -> Iterator[float]:
@@ -191,6 +192,6 @@ def _check_sampling(device: torch.device) -> Iterator[Record]:
         assert sampled.logprobs is not None
         assert expected.logprobs is not None
         apart = (sampled.logprobs.top_logprobs.cpu() - expected.logprobs.top_logprobs).abs()
-        right = different <= rows // 32 and int((apart > 1e-3).sum()) <= rows // 32
+        right = different <= rows // 32 and int((~(apart <= 1e-3)).sum()) <= rows // 32
         worst = float(apart.max())
         yield check(name, right and bool(sampled.row_ok.all()), different_tokens=different, largest_difference=worst)

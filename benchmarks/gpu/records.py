@@ -68,13 +68,15 @@ class Report:
             self.add(record, stage)
 
     def reload(self) -> None:
-        """Take in what other processes have added to the file. A line that one of them could not finish is left out."""
+        """Take in what other processes have added to the file. A line that one of them could not finish, which may have
+        swallowed the next one, is a failed check.
+        """
         self.records = []
         for line in self.path.read_text().splitlines():
             try:
                 self.records.append(json.loads(line))
             except json.JSONDecodeError:
-                note(f"cut short: {line}")
+                self.records.append(check("results file", False, error=f"cut short: {line}"))
 
     @property
     def passed(self) -> bool:

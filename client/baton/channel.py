@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,7 @@ _SERVICE_CONFIG = {
 
 
 _channels: weakref.WeakSet[Any] = weakref.WeakSet()  # the synchronous ones
+_channels_lock = threading.Lock()
 
 
 def open_channel(target: str, credentials: Credentials) -> Any:
@@ -51,14 +53,17 @@ def open_channel(target: str, credentials: Credentials) -> Any:
         channel = grpc.secure_channel(target, tls, options=channel_options())
     else:
         channel = grpc.insecure_channel(target, options=channel_options())
-    _channels.add(channel)
+    with _channels_lock:
+        _channels.add(channel)
     return channel
 
 
 @atexit.register
 def _close_channels() -> None:
     """While threads still run: a channel that the interpreter takes down may wait for one of them for ever."""
-    for channel in list(_channels):
+    with _channels_lock:
+        channels = list(_channels)
+    for channel in channels:
         channel.close()
 
 

@@ -75,7 +75,7 @@ class MergedColumnParallelLinear(nn.Module):
     def pack_weight(self, packer: Packer) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""
         self._matrix = packer(self.weight.data, gated=self._gated)
-        self._parts = split(self._matrix, next(iter(self._output_sizes.values())))
+        self._parts = None if self._gated else split(self._matrix, next(iter(self._output_sizes.values())))
         del self.weight
 
 
