@@ -3,7 +3,8 @@
 Each peer has a Python environment of its own, `<peers>/<name>/bin/python` or given by --python; transformers is in
 ours. A peer that is absent, fails, gives other lengths than asked for or does not end in time is reported as such.
 While it is not a peer's turn its processes are stopped. Baton is called through gRPC, the others in their process.
-After each turn of all sides the floor of what they ran is measured (``floor``): Baton's share of it stands beside it.
+Right after Baton's turn, before the machine's speed has changed much, the floor of what it ran is measured (``floor``):
+its share of what Baton took stands beside it.
 """
 
 import argparse
@@ -47,8 +48,9 @@ class Contest:
                     walls[name].append(sum(self._sides[name].run(burst) for burst in bursts))
                 except SideFailedError as error:
                     self._fail(name, str(error), workload=workload.name, run=number)
-            if self._meter is not None:
-                floors.append(self._meter.measure(workload.bursts(number)))
+                    continue
+                if name == BATON and self._meter is not None:
+                    floors.append(self._meter.measure(bursts))
         sizes = [(len(one.prompt), one.max_tokens) for burst in workload.bursts(0) for one in burst]
         for name, times in walls.items():
             if times:

@@ -84,11 +84,15 @@ class ModelRunner:
         """Whether steps can be recorded: all that layers do is call native kernels."""
         return self._backend.name == "native"
 
-    def record_steps(self, max_rows: int, max_blocks: int) -> None:
-        """Record steps before they run; repeat those of decodes alone, with block tables of up to ``max_blocks``."""
+    @in_inference_mode
+    def record_steps(self, max_tokens: int, max_rows: int, max_blocks: int) -> None:
+        """Record steps before they run; repeat those of decodes alone, with block tables of up to ``max_blocks``. The
+        memory of a step of ``max_tokens`` is taken at once: raises ``MemoryError`` if it is not there.
+        """
         block_size, group_size = self._kv_cache.block_size, self._model.config.group_size
         head = self._model.compute_logits
         self._recorded = RecordedSteps(self._forward, head, max_rows, max_blocks, block_size, group_size)
+        self._recorded.reserve(max_tokens, min(max_rows, max_tokens))
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[BatchDimensions], max_blocks: int, capturer: Capturer) -> CaptureReport:

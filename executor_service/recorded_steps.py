@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from executor_service.input_batch import InputBatch
+from executor_service.memory import available_ram
 from executor_service.metadata.attention import AttentionMetadata
 from kernels.native.memory import Scratch
 from kernels.native.recording import NotRepeatableError, Recording, record
@@ -57,6 +58,26 @@ class RecordedSteps:
         self._tables = np.zeros((self._max_rows, max_blocks), np.int32)
         self._starts = np.arange(self._max_rows + 1, dtype=np.int32)
         self._lengths = np.zeros(self._max_rows, np.int32)
+
+    def reserve(self, tokens: int, rows: int) -> None:
+        """Take all memory now that a step of ``tokens``, of which ``rows`` are sampled, needs for its results, rather
+        than page by page while streams wait for it. Raises ``MemoryError`` if there is not as much RAM.
+        """
+        ids, positions, slots = torch.zeros(3, tokens, dtype=torch.int64)
+        starts, lengths = np.array([0, tokens], np.int32), np.array([tokens], np.int32)
+        tables = torch.zeros(1, -(-tokens // self._block_size), dtype=torch.int32)
+        metadata = AttentionMetadata(slots, plan_attention(starts, lengths, tables, self._block_size, self._group_size))
+
+        def work() -> tuple[Tensor, ...]:
+            hidden = self._forward(ids, positions, metadata)
+            return hidden, self._head(hidden[:rows])
+
+        if self._record(work) is None:  # else all results have been laid out, and are free again
+            return
+        size = self._scratch.size
+        if size > available_ram():
+            raise MemoryError(f"results take {size} bytes, which are not there")
+        self._scratch.touch()
 
     def run(self, work: Work) -> tuple[Tensor, ...]:
         """What ``work`` returns; it does nothing but call kernels."""

@@ -202,7 +202,11 @@ def _build_runner(
         kv_cache = _allocate_kv_cache(settings, shape, 0)
         runner = ModelRunner(model, kv_cache, settings.attention_backend, settings.exact, settings.quantization)
         if runner.is_recordable:
-            runner.record_steps(limits.max_rows, shape.blocks_per_row)
+            try:
+                runner.record_steps(limits.max_batched_tokens, limits.max_rows, shape.blocks_per_row)
+            except MemoryError as error:
+                problem = "--max-batched-tokens, --max-rows: the largest step does not fit beside weights and KV cache"
+                raise ConfigError(f"{problem}: {error}") from error
         return runner, kv_cache
     step = LargestStep(limits, shape.block_size)
     trial = KVCache.allocate(shape.config, step.num_blocks, shape.block_size, shape.device, shape.dtype)

@@ -104,6 +104,12 @@ class Scratch:
                 return free.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return tensor
 
+    def touch(self) -> None:
+        """Take RAM for all that is held, which must be idle: from then on no page of it has to be found or cleared."""
+        assert self.is_idle
+        for region in self._regions:
+            region.bytes.fill(0)
+
     def _end(self, lease: "weakref.ref[NDArray[Any]]") -> None:
         """On whatever thread, at any moment: what is being changed elsewhere must be left alone."""
         self._ended.append(self._leases.pop(id(lease)))

@@ -74,7 +74,7 @@ def test_rows_do_not_depend_on_which_tokens_are_sampled(
     save_checkpoint(tmp_path, "qwen3", num_attention_heads=8, head_dim=head_dim, attention_bias=True)
     server = Server.start(tmp_path, torch.bfloat16, quantization=quantization)
     if recorded:
-        server.runner.record_steps(max_rows=3, max_blocks=60)
+        server.runner.record_steps(max_tokens=96, max_rows=3, max_blocks=60)
     sample_some_tokens(server)
 
 

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from executor_service import recorded_steps
 from executor_service.models.decoder import CausalLM
 from kernels.native import library
 from kernels.native.library import available
+from kernels.native.memory import Scratch
 
 from .builders import Server, save_checkpoint
 
 pytestmark = pytest.mark.skipif(not available(), reason="no native kernels")
 
+_MAX_TOKENS = 96
 _MAX_ROWS = 3
 _BLOCK_SIZE = 4
 
@@ -25,7 +28,7 @@ def test_every_step_has_the_same_bits(family: str, tmp_path: Path) -> None:
     """Prompts, decodes of one to four rows, rows that come and go, past several tiles of keys; tied head or not."""
     save_checkpoint(tmp_path, family, tie_word_embeddings=family == "qwen3")
     servers = [Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2)]
-    servers[0].runner.record_steps(_MAX_ROWS, max_blocks=60)
+    servers[0].runner.record_steps(_MAX_TOKENS, _MAX_ROWS, max_blocks=60)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 199, 240).tolist() for _ in range(4)]
     runs = [[server.admit(prompt) for prompt in prompts] for server in servers]
@@ -46,7 +49,7 @@ def test_every_step_has_the_same_bits(family: str, tmp_path: Path) -> None:
 def test_a_step_that_does_not_sample_every_row_runs_as_always(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "qwen3")
     server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
-    server.runner.record_steps(_MAX_ROWS, max_blocks=60)
+    server.runner.record_steps(_MAX_TOKENS, _MAX_ROWS, max_blocks=60)
     rows = [server.admit(range(start, start + 40)) for start in (0, 50)]
     server.step([(row, 5) for row in rows])
     batch = server.batch([(row, 1) for row in rows])
@@ -62,7 +65,7 @@ def test_results_last_for_as_long_as_anybody_uses_them(tmp_path: Path) -> None:
     """
     save_checkpoint(tmp_path, "qwen3")
     recorded, plain = (Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2))
-    recorded.runner.record_steps(_MAX_ROWS, max_blocks=60)
+    recorded.runner.record_steps(_MAX_TOKENS, _MAX_ROWS, max_blocks=60)
     counts = (9, 1, 1, 1, 70, 1, 1, 1, 1)
     runs = [server.admit([number % 199 for number in range(90)]) for server in (recorded, plain)]
     expected = [plain.step([(runs[1], count)])[0] for count in counts]
@@ -84,12 +87,30 @@ def test_results_last_for_as_long_as_anybody_uses_them(tmp_path: Path) -> None:
     assert list(kept) == []
 
 
+def test_the_largest_step_finds_its_memory_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Scratch] = []
+
+    def note() -> Scratch:
+        made.append(Scratch())
+        return made[-1]
+
+    monkeypatch.setattr(recorded_steps, "Scratch", note)
+    save_checkpoint(tmp_path, "qwen3", vocab_size=50_000)
+    server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
+    server.runner.record_steps(_MAX_TOKENS, _MAX_TOKENS, max_blocks=60)
+    (scratch,) = made
+    reserved = scratch.size
+    assert reserved > _MAX_TOKENS * 50_000 * torch.float32.itemsize
+    server.step([(server.admit(range(_MAX_TOKENS)), _MAX_TOKENS)])
+    assert scratch.size == reserved
+
+
 def test_a_model_that_asks_for_values_is_run_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, "qwen3")
     recorded, plain = (Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE) for _ in range(2))
-    recorded.runner.record_steps(_MAX_ROWS, max_blocks=60)
+    recorded.runner.record_steps(_MAX_TOKENS, _MAX_ROWS, max_blocks=60)
     forward = CausalLM.forward
 
     def curious(model: CausalLM, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

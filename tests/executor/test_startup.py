@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor_service import startup
+from executor_service import recorded_steps, startup
 from executor_service.config import ConfigError, ExecutorSettings
 from executor_service.startup import prepare
 from kernels.native.library import available
@@ -51,6 +51,14 @@ def test_too_many_blocks_are_one_line(checkpoint: Path) -> None:
     options = settings(checkpoint, dtype="float32").model_copy(update={"num_blocks": 1 << 45})
     with pytest.raises(ConfigError, match=f"^{1 << 45} KV blocks do not fit into the memory of cpu$"):
         prepare(options)
+
+
+@pytest.mark.skipif(not available(), reason="no native kernels")
+def test_no_room_for_the_largest_step_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now, and not when enough callers have come."""
+    monkeypatch.setattr(recorded_steps, "available_ram", lambda: 1 << 20)
+    with pytest.raises(ConfigError, match=r"^--max-batched-tokens, --max-rows: the largest step does not fit beside"):
+        prepare(settings(checkpoint, dtype="bfloat16"))
 
 
 def test_weights_that_do_not_fit_are_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -102,3 +103,13 @@ def test_each_thread_has_its_own_scratch_or_none() -> None:
         own = empty((4, 4), torch.bfloat16)
         assert (outer.is_idle, inner.is_idle) == (False, True)
     assert own.shape == (4, 4)
+
+
+def test_what_was_touched_has_its_pages() -> None:
+    scratch = Scratch()
+    scratch.empty((1 << 26,), torch.uint8)
+    scratch.touch()
+    again = scratch.empty((1 << 26,), torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    again.fill_(1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 16  # else one per huge page, at least
