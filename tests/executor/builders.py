@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.batches import greedy
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
 from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
@@ -137,20 +138,6 @@ class Server:
             host_query_start_loc=start_loc,
             host_seq_lens=seq_lens,
         )
-
-
-def greedy(rows: int) -> SamplingBatch:
-    zeros = torch.zeros(rows)
-    return SamplingBatch(
-        temperature=zeros,
-        top_k=zeros.int(),
-        top_p=torch.ones(rows),
-        seed=zeros.long(),
-        position=zeros.long(),
-        all_greedy=True,
-        any_top_k=False,
-        any_top_p=False,
-    )
 
 
 def _padded(values: np.ndarray[Any, Any], size: int, pad: int) -> torch.Tensor:

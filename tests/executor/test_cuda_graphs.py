@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.batches import greedy
 from executor_service.batch_dimensions import BatchDimensions, decode_sizes, mixed_sizes, smallest_cover
 from executor_service.cuda_graphs import CaptureReport, CudaCapturer, EagerCapturer, GraphUse, graph_sizes
 from executor_service.input_batch import InputBatch
@@ -17,7 +18,7 @@ from executor_service.metrics import ExecutorMetrics
 from executor_service.wire import Capacity
 from kernels.native.library import available
 
-from .builders import CPU, Server, greedy, save_checkpoint
+from .builders import CPU, Server, save_checkpoint
 
 
 def test_published_lists() -> None:

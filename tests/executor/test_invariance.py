@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.batches import greedy
 from executor_service import model_runner
 from executor_service.input_batch import PromptTargets
 from executor_service.metadata.attention import OutputRows
 
-from .builders import Run, Server, greedy, save_checkpoint
+from .builders import Run, Server, save_checkpoint
 
 TINY = {"num_attention_heads": 7, "num_key_value_heads": 1}
 WIDE = {
