@@ -115,6 +115,10 @@ class FakeEngine:
             if isinstance(result, Exception):
                 raise result
 
+    def handle_of(self, number: int) -> int | None:
+        """Of a submit; None while it is on its way: a stream's first message may be there before."""
+        return self.submits[number].handle if number < len(self.submits) else None
+
     async def set_limits(self, **changes: int | str) -> None:
         for name, value in changes.items():
             setattr(self.limits, name, value)

@@ -54,7 +54,7 @@ async def test_the_calls_own_deadline_aborts(engine: FakeEngine, stub: Any) -> N
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await stub.Generate(ask(max_tokens=900), timeout=0.2)
     assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
 
 
 async def test_who_waited_in_vain_is_told_not_to_retry_at_once(engine: FakeEngine, stub: Any) -> None:

@@ -163,11 +163,11 @@ async def test_cancel_aborts_at_once(engine: FakeEngine, stub: Any) -> None:
     await call.read()
     await call.read()
     call.cancel()
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
     unary = stub.Generate(ask(max_tokens=900))
     await until(lambda: len(engine.submits) == 2)
     unary.cancel()
-    await until(lambda: engine.aborted[1:] == [engine.submits[1].handle])
+    await until(lambda: engine.aborted[1:] == [engine.handle_of(1)])
 
 
 async def test_cancel_and_deadline_while_queued(engine: FakeEngine, stub: Any) -> None:

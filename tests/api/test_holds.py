@@ -32,7 +32,7 @@ async def test_the_one_that_has_waited_longest_gives_way(engine: FakeEngine, ser
         held = served.server._intake._requests._holds
         await until(lambda name=name, held=held: RequestKey("", name) in held)  # type: ignore[misc]
     assert [key.request_id for key in held.waiting()] == ["b", "c"]
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
     # Its caller goes on all the same: as a new request, from what it has.
     points = tuple(begun["a"].points())
     engine.submits.clear()

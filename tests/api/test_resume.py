@@ -186,14 +186,14 @@ async def test_a_request_that_is_held_goes_on_for_a_unary_retry(engine: FakeEngi
 
 async def test_the_window_closes(engine: FakeEngine, stub: Any) -> None:
     await break_off(stub, keeping(max_tokens=900, resume_window_ms=150), 3)
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
     await break_off(stub, keeping(max_tokens=900), 3)
     assert len(engine.submits) == 2
 
 
 async def test_without_a_window_a_lost_request_ends_at_once(engine: FakeEngine, stub: Any) -> None:
     await break_off(stub, ask(max_tokens=900, request_id="a"), 3)
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
 
 
 async def test_a_retry_does_not_wait_for_the_old_call_to_break(engine: FakeEngine, serve: Serve) -> None:
@@ -316,13 +316,13 @@ async def test_a_drawn_seed_is_the_same_request_with_or_without_it(engine: FakeE
 async def test_a_held_request_can_be_aborted(engine: FakeEngine, stub: Any) -> None:
     await break_off(stub, keeping(max_tokens=900), 3)
     await stub.Abort(pb.AbortRequest(request_ids=["kept"]))
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
 
 
 async def test_a_call_whose_own_deadline_passes_keeps_nothing(engine: FakeEngine, stub: Any) -> None:
     call = stub.GenerateStream(keeping(max_tokens=900), timeout=0.3)
     assert await code_of(call) == grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
 
 
 async def test_a_retry_at_another_process_goes_on_from_the_callers_points(engine: FakeEngine, serve: Serve) -> None:
@@ -384,7 +384,7 @@ async def test_a_retry_does_not_get_the_end_of_what_was_taken_over_elsewhere(eng
     assert requests.take_over(live, live.validated, now) is None
     assert requests.find(key) is None
     assert await code_of(old) == grpc.StatusCode.ABORTED
-    await until(lambda: set(engine.aborted) == {engine.submits[0].handle})
+    await until(lambda: set(engine.aborted) == {engine.handle_of(0)})
 
 
 @pytest.mark.parametrize("has_left", [True, False])
@@ -435,4 +435,4 @@ async def test_draining_ends_what_nobody_reads(engine: FakeEngine, serve: Serve)
     await break_off(served.stub, keeping(max_tokens=900), 3)
     async with asyncio.timeout(10):
         await served.server.stop()
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])

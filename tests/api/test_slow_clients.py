@@ -51,7 +51,7 @@ async def test_a_slow_stream_is_held_and_released(engine: FakeEngine, fast: None
     served: Served = await serve(unread_window=200)
     messages = aiter(narrow(served).GenerateStream(slow()))
     await anext(messages)
-    await until(lambda: engine.holds == [(engine.submits[0].handle, True)])
+    await until(lambda: engine.holds == [(engine.handle_of(0), True)])
     (running,) = engine.running.values()
     done = running.done
     await asyncio.sleep(0.2)
@@ -77,7 +77,7 @@ async def test_a_stream_that_is_not_read_is_cut(engine: FakeEngine, fast: None, 
     served: Served = await serve(unread_window=200, slow_client_timeout=0.5)
     messages = aiter(narrow(served).GenerateStream(slow()))
     await anext(messages)
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
     # Whoever comes back learns why, after what was under way.
     with pytest.raises(grpc.aio.AioRpcError) as error:
         async for _ in messages:
@@ -112,7 +112,7 @@ async def test_a_held_stream_can_be_left(engine: FakeEngine, fast: None, serve: 
     await call.read()
     await until(lambda: engine.holds)
     call.cancel()
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
 
 
 async def test_a_client_that_dies_while_it_is_held_is_noticed(engine: FakeEngine, fast: None, serve: Serve) -> None:
@@ -122,7 +122,7 @@ async def test_a_client_that_dies_while_it_is_held_is_noticed(engine: FakeEngine
     await call.read()
     await until(lambda: engine.holds)
     await channel.close()
-    await until(lambda: engine.aborted == [engine.submits[0].handle])
+    await until(lambda: engine.aborted == [engine.handle_of(0)])
 
 
 async def test_a_request_that_waits_for_its_caller_is_held_too(engine: FakeEngine, fast: None, serve: Serve) -> None:
