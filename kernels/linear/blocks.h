@@ -225,10 +225,14 @@ void run(const Linear<Weights>& op, i64 m, int threads) {
   std::vector<Task> tasks;
   split(row_parts, blocks, most_blocks, threads, tasks);
   const i64 count = static_cast<i64>(tasks.size());
+  static_assert(kMostRows % Weights::kRows == 0);
+  const i64 tiles = (m + Weights::kRows - 1) / Weights::kRows;
+  // Parts end where tiles do: one with fewer rows takes longer for each.
+  const auto row_of = [&](i64 part) { return std::min(m, tiles * part / row_parts * Weights::kRows); };
   parallel_for(count, threads, [&](i64 index) {
     const Task& task = tasks[index];
     const i64 after = index + threads < count ? tasks[index + threads].first : task.last;
-    const i64 first_row = task.part * m / row_parts, last_row = (task.part + 1) * m / row_parts;
+    const i64 first_row = row_of(task.part), last_row = row_of(task.part + 1);
     for (i64 block = task.first; block <= task.last; ++block)
       column_block(op, first_row, last_row, block, block < task.last ? block + 1 : after);
   });
