@@ -225,9 +225,9 @@ void run(const Linear<Weights>& op, i64 m, int threads) {
   std::vector<Task> tasks;
   split(row_parts, blocks, most_blocks, threads, tasks);
   const i64 count = static_cast<i64>(tasks.size());
+  // Parts end where tiles do, as a row takes longer in a tile that has fewer; so none is larger than kMostRows.
   static_assert(kMostRows % Weights::kRows == 0);
   const i64 tiles = (m + Weights::kRows - 1) / Weights::kRows;
-  // Parts end where tiles do: one with fewer rows takes longer for each.
   const auto row_of = [&](i64 part) { return std::min(m, tiles * part / row_parts * Weights::kRows); };
   parallel_for(count, threads, [&](i64 index) {
     const Task& task = tasks[index];

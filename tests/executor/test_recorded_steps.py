@@ -87,7 +87,9 @@ def test_results_last_for_as_long_as_anybody_uses_them(tmp_path: Path) -> None:
     assert list(kept) == []
 
 
-def test_the_largest_step_finds_its_memory_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [_MAX_TOKENS, 4])
+def test_the_largest_step_finds_its_memory_in_place(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all of its tokens are sampled or each request's last one."""
     made: list[Scratch] = []
 
     def note() -> Scratch:
@@ -97,11 +99,13 @@ def test_the_largest_step_finds_its_memory_in_place(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(recorded_steps, "Scratch", note)
     save_checkpoint(tmp_path, "qwen3", vocab_size=50_000)
     server = Server.start(tmp_path, torch.bfloat16, block_size=_BLOCK_SIZE)
-    server.runner.record_steps(_MAX_TOKENS, _MAX_TOKENS, max_blocks=60)
+    server.runner.record_steps(_MAX_TOKENS, rows, max_blocks=60)
     (scratch,) = made
     reserved = scratch.size
-    assert reserved > _MAX_TOKENS * 50_000 * torch.float32.itemsize
-    server.step([(server.admit(range(_MAX_TOKENS)), _MAX_TOKENS)])
+    assert reserved > rows * 50_000 * torch.float32.itemsize
+    tokens = _MAX_TOKENS // rows
+    batch = server.batch([(server.admit(range(tokens)), tokens) for _ in range(rows)], last_only=True)
+    assert server.runner.compute_logits(batch).shape == (rows, 50_000)
     assert scratch.size == reserved
 
 

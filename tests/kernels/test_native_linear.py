@@ -72,7 +72,7 @@ def test_rows_keep_their_bits(shape: tuple[int, int]) -> None:
     matrix, x = packed(torch.randn(shape).bfloat16()), torch.randn(300, shape[1]).bfloat16()
     bias = torch.randn(shape[0]).bfloat16()
     expected = linear(x, matrix, bias, torch.float32)
-    counts = (1, 2, 3, 4, 5, 6, 7, 8, 13, 64, 191, 192, 193)
+    counts = (1, 2, 3, 4, 5, 6, 7, 8, 13, 64, 191, 192, 193, 255)
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         for first, last in [(0, count) for count in counts] + [(3, 4), (7, 300)]:
