@@ -122,6 +122,7 @@ async def test_a_stream_takes_inferences_that_do_not_stream(stub: Stub) -> None:
 
 async def test_the_last_answer_may_be_empty(engine: FakeEngine, stub: Stub) -> None:
     engine.token = lambda submit, index: 2 if index == 5 else 50  # the end of the sequence has no text
+    engine.step_seconds = 0.1  # so that the end is a message of its own
     request = ask(stream=True, ignore_eos=False)
     answers = await conversation(stub, request)
     assert values(answers[-1].infer_response) == {"text_output": [""]}
