@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from baton.credentials import Credentials
+from baton.shield import ShieldedChannel
 
 SERVICE = "baton.v1.Generation"
 # The standard health service, spoken in raw bytes: a request for the whole server ("") is an empty message, and the
@@ -38,21 +39,22 @@ _SERVICE_CONFIG = {
 }
 
 
-_channels: weakref.WeakSet[Any] = weakref.WeakSet()  # the synchronous ones
+_channels: weakref.WeakSet[ShieldedChannel] = weakref.WeakSet()  # the synchronous ones
 _channels_lock = threading.Lock()
 
 
-def open_channel(target: str, credentials: Credentials) -> Any:
-    """A synchronous channel.
+def open_channel(target: str, credentials: Credentials) -> ShieldedChannel:
+    """A synchronous channel, safe from Ctrl-C.
 
     Raises:
         CredentialsError: the credentials' files cannot be used.
     """
     if credentials.encrypts:
         tls = grpc.ssl_channel_credentials(*credentials.read())
-        channel = grpc.secure_channel(target, tls, options=channel_options())
+        unshielded = grpc.secure_channel(target, tls, options=channel_options())
     else:
-        channel = grpc.insecure_channel(target, options=channel_options())
+        unshielded = grpc.insecure_channel(target, options=channel_options())
+    channel = ShieldedChannel(unshielded)
     with _channels_lock:
         _channels.add(channel)
     return channel

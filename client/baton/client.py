@@ -103,7 +103,8 @@ class Stream(Iterator[Delta]):
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        with suppress(AttributeError):  # Ctrl-C came before it had its call
+            self.close()
 
 
 class PendingCompletion:
@@ -129,7 +130,8 @@ class PendingCompletion:
         self._call.cancel()
 
     def __del__(self) -> None:
-        self.cancel()
+        with suppress(AttributeError):  # Ctrl-C came before it had its call
+            self.cancel()
 
 
 class Client:

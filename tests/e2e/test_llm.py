@@ -42,6 +42,23 @@ print("ready", flush=True)
 if sys.argv[2] == "work":
     llm.generate([[5, 6]] * 500, SamplingParams(max_tokens=1500, ignore_eos=True))
 """
+INTERRUPTED_STARTS_SECONDS = 120.0
+INTERRUPTED_STARTS = """
+import random, signal, sys
+from baton import LLM, SamplingParams
+moments = random.Random(0)
+interrupted = answers = 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+with LLM(sys.argv[1], threads=1, num_blocks=2000) as llm:
+    for _ in range(40):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.03))
+            llm.generate([[5, 6]] * 400, SamplingParams(max_tokens=1500, ignore_eos=True))
+        except KeyboardInterrupt:
+            interrupted += 1
+        answers += bool(llm.client.model_info(timeout=20))
+print(f"{interrupted} interrupted, {answers} answers")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +122,13 @@ def test_a_prompt_after_an_interrupted_batch(llm: LLM) -> None:
         llm.generate([[5, 6]] * 400, SamplingParams(max_tokens=1500, ignore_eos=True))
     assert eventually(lambda: is_idle(llm.client.cluster_status()), STOP_SECONDS)
     assert len(llm.generate("a", SHORT)[0].token_ids) == 4
+
+
+def test_interrupted_while_requests_start(checkpoint_f32: Path) -> None:
+    """gRPC loses count of a call whose start is broken off; the next call, or the end, would wait for ever."""
+    program = [sys.executable, "-c", INTERRUPTED_STARTS, str(checkpoint_f32)]
+    output = subprocess.run(program, timeout=INTERRUPTED_STARTS_SECONDS, check=True, capture_output=True, text=True)
+    assert output.stdout == "40 interrupted, 40 answers\n" and not output.stderr
 
 
 @pytest.mark.parametrize("how", ["interrupted", "ends"])
