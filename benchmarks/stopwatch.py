@@ -14,8 +14,8 @@ from executor_service.executor import StepLauncher
 from executor_service.plan_applier import PlanApplier
 from executor_service.row_state import RowState
 from executor_service.step_output import HostStepOutput
-from kernels.native import recording
 from kernels.native.library import NativeFunction
+from kernels.native.recording import NativeCalls
 
 STAGES: Mapping[str, tuple[tuple[Any, str], ...]] = {
     "plan": ((PlanApplier, "apply"),),
@@ -80,9 +80,9 @@ class Stopwatch:
 
         return run
 
-    def kind_of(self, name: str, arguments: tuple[Any, ...]) -> str:
+    def kind_of(self, name: str, arguments: Sequence[Any]) -> str:
         """What a native call is for: which matrix it multiplies by, or what its name says."""
-        if "linear_rows" in name:  # of the head's weight, where they share one
+        if "rows" in name:  # of the head's weight, where they share one
             return "embedding"
         for argument in arguments:
             if isinstance(argument, int) and argument in self.weights:
@@ -101,35 +101,26 @@ class Stopwatch:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Time what runs within the ``with`` block, recordings made there too."""
-        call, join = NativeFunction.call, recording.join
+        """Time what runs within the ``with`` block, recordings too."""
+        call, replay = NativeFunction.call, NativeCalls.__call__
 
         def timed_call(function: NativeFunction, *arguments: float | None) -> None:
             timed = self.timed(self.kind_of(function.name, arguments), call) if self._is_on else call
             timed(function, *arguments)
 
-        def timed_join(calls: Sequence[recording.NativeCall]) -> Callable[[], object]:
-            joined = join(calls)
-            timed: list[Callable[[], object]] = []  # once it is known where weights are
-
-            def run() -> None:
-                if not self._is_on:
-                    joined()
-                    return
-                if not timed:
-                    began = time.perf_counter_ns()
-                    for one in calls:
-                        kind = self.kind_of(one.function.name, one.arguments)
-                        timed.append(self.timed(kind, one.function.bind(*one.arguments)))
-                    self._nested[-1] += time.perf_counter_ns() - began  # nothing that a step does
-                for run_one in timed:
-                    run_one()
-
-            return run
+        def timed_replay(calls: NativeCalls) -> None:
+            if not self._is_on:
+                replay(calls)
+                return
+            began = time.perf_counter_ns()
+            timed = [self.timed(self.kind_of(one.name, words), make) for one, words, make in calls.one_by_one()]
+            self._nested[-1] += time.perf_counter_ns() - began  # nothing that a step does
+            for make in timed:
+                make()
 
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(NativeFunction, "call", timed_call))
-            stack.enter_context(mock.patch.object(recording, "join", timed_join))
+            stack.enter_context(mock.patch.object(NativeCalls, "__call__", timed_replay))
             for kind, functions in STAGES.items():
                 for owner, name in functions:
                     stack.enter_context(mock.patch.object(owner, name, self.timed(kind, getattr(owner, name))))

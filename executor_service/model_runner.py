@@ -8,21 +8,19 @@ import torch
 from torch import Tensor
 
 from executor_service.batch_dimensions import BatchDimensions, pad_tokens, token_rounder
-from executor_service.context import InferenceContext, inference_context
+from executor_service.context import InferenceContext
 from executor_service.cuda_graphs import Capturer, CaptureReport, StepGraphs
 from executor_service.inference_mode import in_inference_mode
 from executor_service.input_batch import InputBatch
 from executor_service.kv_cache import KVCache
 from executor_service.metadata.attention import (
-    AttentionMetadata,
-    OutputRows,
     attention_metadata_of,
     build_attention_metadata,
     output_rows,
 )
 from executor_service.metadata.step_buffers import StepBuffers, StepInputs
 from executor_service.models import CausalLM
-from executor_service.recorded_steps import RecordedSteps, Work
+from executor_service.recorded_steps import RecordedSteps, Work, compute
 from executor_service.sampler import SampledTokens, sample_step
 from kernels.gpu import library as gpu_library
 from kernels.linear import Quantization, pack
@@ -86,13 +84,11 @@ class ModelRunner:
 
     @in_inference_mode
     def record_steps(self, max_tokens: int, max_rows: int, max_blocks: int) -> None:
-        """Record steps before they run; repeat those of decodes alone, with block tables of up to ``max_blocks``. The
-        memory of a step of ``max_tokens`` is taken at once: raises ``MemoryError`` if it is not there.
+        """Record steps before they run, with block tables of up to ``max_blocks``. The memory of a step of
+        ``max_tokens`` is taken at once: raises ``MemoryError`` if it is not there.
         """
         block_size, group_size = self._kv_cache.block_size, self._model.config.group_size
-        head = self._model.compute_logits
-        self._recorded = RecordedSteps(self._forward, head, max_rows, max_blocks, block_size, group_size)
-        self._recorded.reserve(max_tokens, min(max_rows, max_tokens))
+        self._recorded = RecordedSteps(self._model, max_tokens, max_rows, max_blocks, block_size, group_size)
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[BatchDimensions], max_blocks: int, capturer: Capturer) -> CaptureReport:
@@ -126,9 +122,8 @@ class ModelRunner:
 
     def _hidden(self, batch: InputBatch) -> tuple[Tensor, Tensor | None]:
         """Hidden states, and the sampled rows' logits where they came with them."""
-        if self._recorded is not None and (repeated := self._recorded.repeat(batch)) is not None:
-            hidden, logits = repeated
-            return hidden, logits
+        if self._recorded is not None and (decoded := self._recorded.decode(batch)) is not None:
+            return decoded
         if self._graphs is not None and (replayed := self._graphs.run(batch)) is not None:
             return replayed, None
         block_size, group_size = self._kv_cache.block_size, self._model.config.group_size
@@ -136,28 +131,22 @@ class ModelRunner:
         rows = None
         if batch.prompt_targets is None and not batch.audits:
             rows = output_rows(batch, self._padded(batch.sample_indices), block_size, group_size)
-        hidden, *head = self._run(partial(self._compute, batch.input_ids, batch.positions, metadata, rows))
+        hidden, *head = self._compute(batch, InferenceContext(metadata, rows))
         return hidden, head[0][: batch.sample_indices.shape[0]] if head else None
 
-    def _compute(
-        self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, rows: OutputRows | None
-    ) -> tuple[Tensor, ...]:
-        """Hidden states of all tokens, or those of ``rows`` and their logits."""
-        hidden = self._forward(input_ids, positions, metadata, rows)
-        return (hidden,) if rows is None else (hidden, self._model.compute_logits(hidden))
+    def _compute(self, batch: InputBatch, context: InferenceContext) -> tuple[Tensor, ...]:
+        if self._recorded is not None:
+            return self._recorded.compute(batch, context)
+        return compute(self._model, partial(self._model, batch.input_ids, batch.positions), context)
 
     def _run(self, work: Work) -> tuple[Tensor, ...]:
         return work() if self._recorded is None else self._recorded.run(work)
 
     def _forward_static(self, inputs: StepInputs) -> Tensor:
         metadata = attention_metadata_of(inputs, self._kv_cache.block_size, self._model.config.group_size)
-        return self._forward(inputs.input_ids, inputs.positions, metadata)
-
-    def _forward(
-        self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata, rows: OutputRows | None = None
-    ) -> Tensor:
-        with inference_context(InferenceContext(metadata, rows)):
-            hidden: Tensor = self._model(input_ids, positions)
+        (hidden,) = compute(
+            self._model, partial(self._model, inputs.input_ids, inputs.positions), InferenceContext(metadata)
+        )
         return hidden
 
     def _logits_at(self, hidden: Tensor, indices: Tensor) -> Tensor:

@@ -1,127 +1,138 @@
-"""Steps on a CPU as lists of native calls, which Python makes before the first of them runs.
+"""Steps on a CPU as lists of native calls, which are there before the first of them runs.
 
-Between kernels, which leave nothing of Python in the processor's caches, it would take ten times as long. Steps of few
-decodes are recorded when a number of rows is first seen and repeated from then on: they are over sooner than Python has
-walked through the model at all.
+Between kernels, which leave nothing of Python in the processor's caches, walking through the model would take ten times
+as long. Steps of decodes alone are recorded once for all numbers of rows, and so are all layers but the last of any
+other step; what is left of it depends on the tokens that are wanted, and is recorded each time.
 """
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from executor_service.context import InferenceContext, inference_context
 from executor_service.input_batch import InputBatch
 from executor_service.memory import available_ram
 from executor_service.metadata.attention import AttentionMetadata
+from executor_service.models import CausalLM
 from kernels.native.memory import Scratch
 from kernels.native.recording import NotRepeatableError, Recording, record
+from kernels.native.sized_recording import SizedRecording, record_sized
 from kernels.paged_attention import plan_attention
 
 logger = logging.getLogger(__name__)
 
-# Larger steps keep the cores busy for far longer than Python takes, and a recording holds some hundred kilobytes.
-_MAX_ROWS = 64
-
 Work = Callable[[], tuple[Tensor, ...]]
-Forward = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
 
 
 class RecordedSteps:
-    """Recordings of a model's steps; those of decodes are kept, by their number of rows. Nothing is padded: rows cost
-    time on a CPU.
-    """
+    """Recordings of a model's steps. Nothing is padded: rows cost time on a CPU."""
 
     def __init__(
-        self,
-        forward: Forward,
-        head: Callable[[Tensor], Tensor],
-        max_rows: int,
-        max_blocks: int,
-        block_size: int,
-        group_size: int,
+        self, model: CausalLM, max_tokens: int, max_rows: int, max_blocks: int, block_size: int, group_size: int
     ) -> None:
-        """``forward`` maps int64 ids and positions [T] to hidden states [T, hidden], ``head`` these to logits; block
-        tables have ``max_blocks`` at most. ``group_size`` as of ``plan_attention``.
+        """Steps have so many tokens, rows and blocks of a row at most. ``group_size`` as of ``plan_attention``.
+
+        All memory is taken now that the results of the largest step need, rather than page by page while streams wait
+        for it. Raises ``MemoryError`` if there is not as much RAM.
         """
-        self._forward = forward
-        self._head = head
+        self._model = model
         self._block_size = block_size
         self._group_size = group_size
-        self._max_rows = min(max_rows, _MAX_ROWS)
-        self._is_repeatable = True
-        self._scratch = Scratch()
-        self._recordings: dict[int, Recording] = {}
+        self._max_tokens, self._max_rows = max_tokens, min(max_rows, max_tokens)
         # What recordings read of a step. Table entries past a row's length are never read: old ones may stay.
-        self._input_ids, self._positions, self._slots = np.zeros((3, self._max_rows), np.int64)
+        self._input_ids, self._positions, self._slots = np.zeros((3, max_tokens), np.int64)
         self._tables = np.zeros((self._max_rows, max_blocks), np.int32)
-        self._starts = np.arange(self._max_rows + 1, dtype=np.int32)
+        self._starts = np.zeros(self._max_rows + 1, np.int32)
         self._lengths = np.zeros(self._max_rows, np.int32)
-
-    def reserve(self, tokens: int, rows: int) -> None:
-        """Take all memory now that a step of ``tokens``, of which ``rows`` are sampled, needs for its results, rather
-        than page by page while streams wait for it. Raises ``MemoryError`` if there is not as much RAM.
-        """
-        ids, positions, slots = torch.zeros(3, tokens, dtype=torch.int64)
-        starts, lengths = np.array([0, tokens], np.int32), np.array([tokens], np.int32)
-        tables = torch.zeros(1, -(-tokens // self._block_size), dtype=torch.int32)
-        metadata = AttentionMetadata(slots, plan_attention(starts, lengths, tables, self._block_size, self._group_size))
-
-        def work() -> tuple[Tensor, ...]:
-            hidden = self._forward(ids, positions, metadata)
-            return hidden, self._head(hidden[:rows])
-
-        if self._record(work) is None:  # else all results have been laid out, and are free again
-            return
-        size = self._scratch.size
-        if size > available_ram():
-            raise MemoryError(f"results take {size} bytes, which are not there")
-        self._scratch.touch()
+        self._scratch = Scratch()
+        self._first_layers_scratch = Scratch()
+        self._decode: SizedRecording[tuple[Tensor, Tensor]] | None = None
+        self._first_layers: SizedRecording[tuple[Tensor, Tensor | None, Tensor, Tensor]] | None = None
+        self._is_repeatable = True
+        try:
+            self._record_all_sizes()
+        except NotRepeatableError as error:
+            self._give_up(error)
 
     def run(self, work: Work) -> tuple[Tensor, ...]:
         """What ``work`` returns; it does nothing but call kernels."""
         recording = self._record(work)
         return work() if recording is None else recording.run()
 
-    def repeat(self, batch: InputBatch) -> tuple[Tensor, ...] | None:
-        """Hidden states and logits of ``batch``, valid until the next step. None where it is not a step of few decodes
-        that all sample and want nothing else, and while results of ``run`` are in use.
+    def decode(self, batch: InputBatch) -> tuple[Tensor, Tensor] | None:
+        """Hidden states and logits of ``batch``, valid until the next step. None where it is not a step of decodes
+        that all sample and want nothing else, and while results of another step are in use.
         """
-        rows, width = batch.block_tables.shape
-        tokens = batch.input_ids.shape[0]
+        rows, tokens = batch.block_tables.shape[0], batch.input_ids.shape[0]
         if not rows == tokens == batch.dimensions.tokens == batch.sample_indices.shape[0] <= self._max_rows:
             return None
-        if batch.audits or batch.prompt_targets is not None or not self._scratch.is_idle:
+        if batch.audits or batch.prompt_targets is not None or not self._scratch.is_idle or self._decode is None:
             return None
+        self._load(batch)
+        return self._decode.run(rows)
+
+    def compute(self, batch: InputBatch, context: InferenceContext) -> tuple[Tensor, ...]:
+        """As ``compute`` below, of any step."""
+        tokens, rows = batch.input_ids.shape[0], batch.block_tables.shape[0]
+        fits = tokens == batch.dimensions.tokens <= self._max_tokens and rows <= self._max_rows
+        if fits and (first_layers := self._first_layers) is not None:
+            last_layer = partial(self._model.last_layer, *first_layers.results(tokens))
+            if (rest := self._record(partial(compute, self._model, last_layer, context))) is not None:
+                self._load(batch)
+                first_layers.run(tokens, rows)
+                return rest.run()
+        forward = partial(self._model, batch.input_ids, batch.positions)
+        return self.run(partial(compute, self._model, forward, context))
+
+    def _load(self, batch: InputBatch) -> None:
+        tokens, (rows, width) = batch.input_ids.shape[0], batch.block_tables.shape
         width = min(width, self._tables.shape[1])  # a wider table has nothing but the dummy block there
-        self._input_ids[:rows] = batch.input_ids.numpy()
-        self._positions[:rows] = batch.positions.numpy()
-        self._slots[:rows] = batch.slot_mapping.numpy()
+        self._input_ids[:tokens] = batch.input_ids.numpy()
+        self._positions[:tokens] = batch.positions.numpy()
+        self._slots[:tokens] = batch.slot_mapping.numpy()
         self._tables[:rows, :width] = batch.block_tables.numpy()[:, :width]
+        self._starts[: rows + 1] = batch.host_query_start_loc
         self._lengths[:rows] = batch.host_seq_lens
-        recording = self._recordings.get(rows)
-        if recording is None:
-            recording = self._record(self._decode(rows))
-            if recording is None:
-                return None
-            recording.share()
-            self._recordings[rows] = recording
-        return recording.run()
 
-    def _decode(self, rows: int) -> Work:
-        """A step of the first ``rows`` rows, whatever they are when it runs."""
-        ids, positions, slots = (
-            torch.from_numpy(values[:rows]) for values in (self._input_ids, self._positions, self._slots)
+    def _record_all_sizes(self) -> None:
+        self._first_layers = record_sized(
+            self._compute_first_layers, [self._max_tokens, self._max_rows], self._first_layers_scratch
         )
-        starts, lengths, tables = self._starts[: rows + 1], self._lengths[:rows], torch.from_numpy(self._tables[:rows])
-        metadata = AttentionMetadata(slots, plan_attention(starts, lengths, tables, self._block_size, self._group_size))
+        self._decode = record_sized(self._compute_decode, [self._max_rows], self._scratch)
+        largest = self._first_layers.results(self._max_tokens)
+        with inference_context(InferenceContext(self._metadata(self._max_tokens, self._max_rows))):
+            record(
+                lambda: (self._model.compute_logits(self._model.last_layer(*largest)[: self._max_rows]),), self._scratch
+            )
+        size = self._scratch.size + self._first_layers_scratch.size
+        if size > available_ram():
+            raise MemoryError(f"results take {size} bytes, which are not there")
+        self._scratch.touch()
+        self._first_layers_scratch.touch()
 
-        def work() -> tuple[Tensor, ...]:
-            hidden = self._forward(ids, positions, metadata)
-            return hidden, self._head(hidden)
+    def _compute_first_layers(self, tokens: int, rows: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        with inference_context(InferenceContext(self._metadata(tokens, rows))):
+            return self._model.first_layers(*self._tokens(tokens))
 
-        return work
+    def _compute_decode(self, rows: int) -> tuple[Tensor, Tensor]:
+        with inference_context(InferenceContext(self._metadata(rows, rows))):
+            hidden = self._model(*self._tokens(rows))
+        return hidden, self._model.compute_logits(hidden)
+
+    def _tokens(self, count: int) -> tuple[Tensor, Tensor]:
+        """Ids and positions of so many tokens, whatever they are when a recording runs."""
+        return torch.from_numpy(self._input_ids[:count]), torch.from_numpy(self._positions[:count])
+
+    def _metadata(self, tokens: int, rows: int) -> AttentionMetadata:
+        self._starts[rows] = tokens
+        tables = torch.from_numpy(self._tables[:rows])
+        starts, lengths = self._starts[: rows + 1], self._lengths[:rows]
+        plan = plan_attention(starts, lengths, tables, self._block_size, self._group_size)
+        return AttentionMetadata(torch.from_numpy(self._slots[:tokens]), plan)
 
     def _record(self, work: Work) -> Recording | None:
         if not self._is_repeatable:
@@ -129,6 +140,19 @@ class RecordedSteps:
         try:
             return record(work, self._scratch)
         except NotRepeatableError as error:
-            logger.warning("steps are not recorded: %s", error)
-            self._is_repeatable = False
+            self._give_up(error)
             return None
+
+    def _give_up(self, error: NotRepeatableError) -> None:
+        logger.warning("steps are not recorded: %s", error)
+        self._is_repeatable = False
+        self._decode = self._first_layers = None
+
+
+def compute(model: CausalLM, forward: Callable[[], Tensor], context: InferenceContext) -> tuple[Tensor, ...]:
+    """Hidden states that ``forward`` returns in ``context``, and the logits of those of the rows that it wants, if it
+    wants any alone.
+    """
+    with inference_context(context):
+        hidden = forward()
+    return (hidden,) if context.output_rows is None else (hidden, model.compute_logits(hidden))

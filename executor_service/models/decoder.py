@@ -113,13 +113,20 @@ class CausalLM(nn.Module):
         """int64 [T] token ids and positions to normalised hidden states [T, hidden], or [S, hidden] of those tokens
         that the inference context wants: of the others the last layer computes keys and values only.
         """
+        return self.last_layer(*self.first_layers(input_ids, positions))
+
+    def first_layers(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """All layers but the last: what it takes, none of which depends on the tokens that are wanted."""
         cos, sin = self._rotary.angles(positions)
         hidden: Tensor = self.embed_tokens(input_ids)
         residual: Tensor | None = None
-        *layers, last = self.layers
-        for layer in layers:
+        for layer in self.layers[:-1]:
             hidden, residual = layer(hidden, residual, cos, sin)
-        hidden, residual = last(hidden, residual, cos, sin, get_context().output_rows)
+        return hidden, residual, cos, sin
+
+    def last_layer(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """The rest of ``forward``."""
+        hidden, residual = self.layers[-1](hidden, residual, cos, sin, get_context().output_rows)
         return self.norm.add(hidden, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -98,9 +98,9 @@ def linear_silu_and_mul(x: Tensor, weight: Matrix, bias: Tensor | None) -> Tenso
 def embedding(input_ids: Tensor, weight: Matrix) -> Tensor:
     """Rows ``input_ids`` (int64 [T]) of ``weight`` [N, K], plain, packed or int8: [T, K].
 
-    Ids must be in range: 0 to N - 1. A plain weight makes torch check them, a packed one is not checked.
+    Ids must be in range, 0 to N - 1: native kernels do not check them.
     """
-    if isinstance(weight, PackedMatrix):
+    if isinstance(weight, PackedMatrix) or (isinstance(weight, Tensor) and handles(weight) and weight.is_contiguous()):
         return native.embedding(input_ids, weight)
     if isinstance(weight, Int8Matrix):
         return int8.embedding(input_ids, weight)

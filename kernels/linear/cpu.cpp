@@ -113,3 +113,10 @@ extern "C" void baton_linear_rows(const i64* ids, const bf16* packed, bf16* out,
     }
   });
 }
+
+// Rows `ids` of a weight as checkpoints have it: out[T, K].
+extern "C" void baton_plain_rows(const i64* ids, const bf16* weight, bf16* out, i64 t, i64 k, int threads) {
+  parallel_ranges(t, 16, threads, [&](i64 begin, i64 end) {
+    for (i64 token = begin; token < end; ++token) std::memcpy(out + token * k, weight + ids[token] * k, k * sizeof(bf16));
+  });
+}

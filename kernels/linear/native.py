@@ -14,6 +14,7 @@ _linear_silu_and_mul = NativeFunction("baton_linear_silu_and_mul", "pipppiiiin")
 _pack = NativeFunction("baton_linear_pack", "pipiin")
 _pack_gated = NativeFunction("baton_linear_pack_gated", "pipiin")
 _rows = NativeFunction("baton_linear_rows", "pppiin")
+_plain_rows = NativeFunction("baton_plain_rows", "pppiin")
 
 
 def pack(weight: Tensor, gated: bool) -> PackedMatrix:
@@ -69,16 +70,13 @@ def linear_silu_and_mul(x: Tensor, weight: PackedMatrix, bias: Tensor | None) ->
     return out
 
 
-def embedding(input_ids: Tensor, weight: PackedMatrix) -> Tensor:
-    """See ``kernels.linear.embedding``."""
+def embedding(input_ids: Tensor, weight: PackedMatrix | Tensor) -> Tensor:
+    """See ``kernels.linear.embedding``; a plain weight is contiguous."""
+    if isinstance(weight, PackedMatrix):
+        function, rows, size = _rows, weight.blocks, weight.columns
+    else:
+        function, rows, size = _plain_rows, weight, weight.shape[1]
     tokens = input_ids.shape[0]
-    out = memory.empty((tokens, weight.columns), weight.blocks.dtype)
-    _rows(
-        input_ids.data_ptr(),
-        weight.blocks.data_ptr(),
-        out.data_ptr(),
-        tokens,
-        weight.columns,
-        torch.get_num_threads(),
-    )
+    out = memory.empty((tokens, size), rows.dtype)
+    function(input_ids.data_ptr(), rows.data_ptr(), out.data_ptr(), tokens, size, torch.get_num_threads())
     return out

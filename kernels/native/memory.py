@@ -63,6 +63,7 @@ class Scratch:
         self._regions: list[_Region] = []
         self._leases: dict[int, _Lease] = {}
         self._ended: deque[_Lease] = deque()
+        self._rows, self._most_rows = -1, 0  # see `with_room`
 
     @property
     def size(self) -> int:
@@ -76,7 +77,10 @@ class Scratch:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised and aligned to a cache line. Raises ``MemoryError``."""
-        room = -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT or _ALIGNMENT
+        count = math.prod(shape)
+        if shape and shape[0] == self._rows:
+            count = count // self._rows * self._most_rows
+        room = -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT or _ALIGNMENT
         self._reclaim()
         for region in self._regions:
             start = region.take(room)
@@ -103,6 +107,15 @@ class Scratch:
                 free = torch.from_numpy(region.bytes[start : start + tensor.untyped_storage().nbytes()])
                 return free.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return tensor
+
+    @contextmanager
+    def with_room(self, rows: int, most_rows: int) -> Iterator[None]:
+        """Within the ``with`` block a result of so many rows takes the room of one of ``most_rows``."""
+        self._rows, self._most_rows = rows, most_rows
+        try:
+            yield
+        finally:
+            self._rows = -1
 
     def touch(self) -> None:
         """Take RAM for all that is held, which must be idle: from then on no page of it has to be found or cleared."""

@@ -6,9 +6,10 @@ filled the processor's caches with weights, it takes ten times as long as in one
 other threads may want. Operations of torch that compute something are made in their turn, each through its dispatch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from kernels.native import library
 from kernels.native.memory import Scratch, results_in
 
 _REPLAY = library.NativeFunction("baton_replay", "pi")
+Outputs = TypeVar("Outputs")
 _UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 
 
@@ -42,17 +44,9 @@ class Recording:
         self, calls: Iterable[NativeCall | Callable[[], object]], outputs: tuple[Tensor, ...], scratch: Scratch
     ) -> None:
         self._calls: list[Callable[[], object]] = []
-        natives: list[NativeCall] = []
-        for call in calls:
-            if isinstance(call, NativeCall):
-                natives.append(call)
-                continue
-            if natives:
-                self._calls.append(join(natives))
-                natives = []
-            self._calls.append(call)
-        if natives:
-            self._calls.append(join(natives))
+        for is_native, group in groupby(calls, lambda call: isinstance(call, NativeCall)):
+            some: list[Any] = list(group)
+            self._calls += _joined(some) if is_native else some
         self._outputs = outputs
         self._scratch = scratch
 
@@ -70,19 +64,40 @@ class Recording:
         self._outputs = tuple(map(self._scratch.without_claim, self._outputs))
 
 
-def join(calls: Sequence[NativeCall]) -> Callable[[], object]:
-    """One call that makes all of ``calls``: in C++, with the GIL released from the first to the last."""
-    functions = {call.function for call in calls}
-    found = {function: (function.address(), library.signature(function.letters)) for function in functions}
-    if not all(invoke for _, invoke in found.values()):  # replay.cpp does not know the types of one
-        return partial(_call_all, [call.function.bind(*call.arguments) for call in calls])
-    each = [call.function.words(call.arguments) for call in calls]
-    words = np.frombuffer(b"".join(each), np.uint64)
-    sizes = [len(one) for one in each]
-    table = np.empty((len(calls), 3), np.uint64)
-    table[:, :2] = [found[call.function] for call in calls]
-    table[:, 2] = words.ctypes.data + np.cumsum([0, *sizes[:-1]])
-    return partial(_replay_table, _REPLAY.bind(table.ctypes.data, len(calls)), (table, words))
+class NativeCalls:
+    """Native calls, made in C++ with the GIL released from the first to the last."""
+
+    def __init__(self, calls: Sequence[NativeCall], invokers: Mapping[library.NativeFunction, int]) -> None:
+        """``invokers``: what ``baton_replay`` calls each function by."""
+        each = [call.function.words(call.arguments) for call in calls]
+        sizes = [len(one) for one in each]
+        self.functions = [call.function for call in calls]
+        # Of all calls, one after another; whoever changes them changes what the next run does.
+        self.words = np.frombuffer(bytearray(b"".join(each)), np.int64)
+        self._ends = np.cumsum(sizes)
+        self._table = np.empty((len(calls), 3), np.uint64)
+        addresses = {function: function.address() for function in invokers}
+        self._table[:, 0] = [addresses[function] for function in self.functions]
+        self._table[:, 1] = [invokers[function] for function in self.functions]
+        self._table[:, 2] = self.words.ctypes.data + self._ends - sizes
+        self._replay = _REPLAY.bind(self._table.ctypes.data, len(calls))
+
+    def __call__(self) -> None:
+        """Make them."""
+        self._replay()
+
+    def one_by_one(self) -> Iterator[tuple[library.NativeFunction, list[int], Callable[[], object]]]:
+        """Function, words and the call itself of each."""
+        ends = (self._ends // self.words.itemsize).tolist()
+        row = self._table.strides[0]
+        for i, (function, start, end) in enumerate(zip(self.functions, [0, *ends], ends, strict=False)):
+            yield function, self.words[start:end].tolist(), _REPLAY.bind(self._table.ctypes.data + i * row, 1)
+
+
+def join(calls: Sequence[NativeCall]) -> NativeCalls | None:
+    """One call that makes all of ``calls``; None where replay.cpp does not know the types of one."""
+    invokers = {function: library.signature(function.letters) for function in {call.function for call in calls}}
+    return NativeCalls(calls, invokers) if all(invokers.values()) else None
 
 
 def record(work: Callable[[], tuple[Tensor, ...]], scratch: Scratch) -> Recording:
@@ -94,10 +109,15 @@ def record(work: Callable[[], tuple[Tensor, ...]], scratch: Scratch) -> Recordin
     Raises:
         NotRepeatableError: it does not.
     """
+    return Recording(*walk(work, scratch), scratch)
+
+
+def walk(work: Callable[[], Outputs], scratch: Scratch) -> tuple[list[NativeCall | Callable[[], object]], Outputs]:
+    """What ``work`` wants done, and its results, that are still empty; the rest as of ``record``."""
     recorder = _Recorder(scratch)
     with results_in(scratch), recorder, library.noting(recorder.note):
         outputs = work()
-    return Recording(recorder.calls, outputs, scratch)
+    return recorder.calls, outputs
 
 
 class _Recorder(TorchDispatchMode):
@@ -150,14 +170,9 @@ def _changes_first(func: Any) -> bool:
     return changed == [func._schema.arguments[0]] and len(func._schema.returns) == 1
 
 
-def _replay_table(replay: Callable[[], object], memory: object) -> None:
-    """``memory`` is what the table and its pointers lie in."""
-    replay()
-
-
-def _call_all(calls: Sequence[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
+def _joined(calls: Sequence[NativeCall]) -> list[Callable[[], object]]:
+    joined = join(calls)
+    return [call.function.bind(*call.arguments) for call in calls] if joined is None else [joined]
 
 
 def _refill(output: Tensor, work: Callable[[], Tensor]) -> None:

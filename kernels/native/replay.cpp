@@ -51,7 +51,7 @@ constexpr Signature kSignatures[] = {
     signature<"pipppiiiinn">(),            // linear
     signature<"pippppiiiinn">(),           // int8_linear
     signature<"pipppiiiin">(),             // linear_silu_and_mul
-    signature<"pppiin">(),                 // linear_rows
+    signature<"pppiin">(),                 // linear_rows, plain_rows
     signature<"ppppiin">(),                // rotary_angles, int8_rows
     signature<"pipiin">(),                 // silu_and_mul
     signature<"pippfppiin">(),             // rms_norm

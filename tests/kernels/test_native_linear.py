@@ -153,8 +153,9 @@ def test_parts_of_a_weight_give_the_bits_of_the_whole(rows: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rows_come_out_of_the_packed_weight(shape: tuple[int, int]) -> None:
+def test_rows_come_out_of_the_weight_packed_or_plain(shape: tuple[int, int]) -> None:
     torch.manual_seed(4)
     weight = torch.randn(shape).bfloat16()
     ids = torch.randint(0, shape[0], (50,))
-    assert torch.equal(embedding(ids, packed(weight)), weight[ids])
+    for matrix in (packed(weight), weight, weight.T.contiguous().T):
+        assert torch.equal(embedding(ids, matrix), weight[ids])
