@@ -74,7 +74,7 @@ class PlanMaker:
 
 
 class SchedulerStub:
-    """Speaks with one executor over a real socket; heartbeats whenever it waits for a frame."""
+    """Speaks with one executor over a real socket; heartbeats and answers probes whenever it waits for a frame."""
 
     def __init__(self, endpoint: str = "tcp://127.0.0.1:*", scheduler_id: str = "stub", lease_ms: int = 600) -> None:
         self._context = zmq.Context()
@@ -118,11 +118,6 @@ class SchedulerStub:
         )
         self._socket.send_multipart([self.peer, envelope.SerializeToString()])
 
-    def answer_probes(self, executors: int) -> None:
-        """Wait for a probe and answer it."""
-        probe = self.receive("probe").probe
-        self.send(census=pb.Census(nonce=probe.nonce, executors=executors))
-
     def send_plan(self, plan: pb.StepPlan) -> None:
         self.sent_step = plan.step_id
         self.send(plan=plan)
@@ -143,8 +138,11 @@ class SchedulerStub:
                 self.peer, data = self._socket.recv_multipart()
                 envelope = pb.Envelope.FromString(data)
                 self.boot_id = envelope.boot_id
-                if envelope.WhichOneof("body") == "heartbeat":
-                    self.heartbeats.append((time.monotonic(), envelope.heartbeat))
+                match envelope.WhichOneof("body"):
+                    case "heartbeat":
+                        self.heartbeats.append((time.monotonic(), envelope.heartbeat))
+                    case "probe":
+                        self.send(census=pb.Census(nonce=envelope.probe.nonce, executors=0))
                 if wanted(envelope):
                     return envelope
             if self.epoch:

@@ -48,7 +48,7 @@ def test_a_name_stands_for_all_its_addresses_as_they_come_and_go(addresses: list
         addresses[:] = ["127.0.0.2"]  # the first one has left
         second.receive("hello")
         addresses[:] = ["127.0.0.1", "127.0.0.2"]
-        first.answer_probes(executors=0)
+        first.receive("probe")
     finally:
         link.close()
         first.close()
