@@ -30,6 +30,7 @@ constexpr i64 kLeastRows = 48;       // of a task, where rows are split only to 
 constexpr i64 kMostBlocks = 16;      // of a task
 constexpr i64 kMostRowBlocks = 384;  // rows times blocks of a task, unless it is one block
 constexpr i64 kTasksPerThread = 16;  // at least, where rows can be split: threads should end together
+constexpr i64 kSplitBlocksPerThread = 2;  // the last ones, each in as many tasks as have kLeastRows
 
 enum class Output { kBf16, kFloat, kGated };
 
@@ -196,20 +197,27 @@ void column_block(const Linear<Weights>& op, i64 first_row, i64 last_row, i64 bl
   }
 }
 
-// Some consecutive blocks of columns, of one part of the rows.
+// Some consecutive blocks of columns, of some rows.
 struct Task {
-  i64 part, first, last;
+  i64 first_row, last_row, first, last;
 };
 
-// Threads take tasks as they come. The last ones are shorter, a thread's share of what is left, so that threads end
-// together, but no more of them: a jump to another place costs what the hardware's prefetching needs to find its way
-// again, about a microsecond.
-inline void split(i64 row_parts, i64 blocks, i64 most_blocks, int threads, std::vector<Task>& tasks) {
+// Threads take tasks as they come. The last ones are shorter, a thread's share of what is left, and in the end some of
+// a block's rows, so that threads end together, but no more of them: a jump to another place costs what the hardware's
+// prefetching needs to find its way again, about a microsecond. `row_of(part)`: where a part of the rows begins.
+template <i64 kRows, typename RowOf>
+void split(i64 row_parts, RowOf row_of, i64 blocks, i64 most_blocks, int threads, std::vector<Task>& tasks) {
   i64 left = row_parts * blocks;
   for (i64 part = 0; part < row_parts; ++part)
     for (i64 first = 0; first < blocks; first = tasks.back().last + 1) {
       const i64 count = std::clamp(left / threads, i64{1}, std::min(most_blocks, blocks - first));
-      tasks.push_back({part, first, first + count - 1});
+      const i64 row = row_of(part), rows = row_of(part + 1) - row;
+      const i64 pieces = left > kSplitBlocksPerThread * threads ? 1 : std::max(rows / kLeastRows, i64{1});
+      const auto piece_at = [&](i64 piece) {
+        return row + (piece == pieces ? rows : rows * piece / pieces / kRows * kRows);
+      };
+      for (i64 piece = 0; piece < pieces; ++piece)
+        tasks.push_back({piece_at(piece), piece_at(piece + 1), first, first + count - 1});
       left -= count;
     }
 }
@@ -222,19 +230,18 @@ void run(const Linear<Weights>& op, i64 m, int threads) {
   i64 row_parts = (m + kMostRows - 1) / kMostRows;
   while (blocks * row_parts < kTasksPerThread * threads && m / (row_parts + 1) >= kLeastRows) ++row_parts;
   const i64 most_blocks = std::clamp(kMostRowBlocks * row_parts / m, i64{1}, kMostBlocks);
-  std::vector<Task> tasks;
-  split(row_parts, blocks, most_blocks, threads, tasks);
-  const i64 count = static_cast<i64>(tasks.size());
   // Parts end where tiles do, as a row takes longer in a tile that has fewer; so none is larger than kMostRows.
   static_assert(kMostRows % Weights::kRows == 0);
   const i64 tiles = (m + Weights::kRows - 1) / Weights::kRows;
   const auto row_of = [&](i64 part) { return std::min(m, tiles * part / row_parts * Weights::kRows); };
+  std::vector<Task> tasks;
+  split<Weights::kRows>(row_parts, row_of, blocks, most_blocks, threads, tasks);
+  const i64 count = static_cast<i64>(tasks.size());
   parallel_for(count, threads, [&](i64 index) {
     const Task& task = tasks[index];
     const i64 after = index + threads < count ? tasks[index + threads].first : task.last;
-    const i64 first_row = row_of(task.part), last_row = row_of(task.part + 1);
     for (i64 block = task.first; block <= task.last; ++block)
-      column_block(op, first_row, last_row, block, block < task.last ? block + 1 : after);
+      column_block(op, task.first_row, task.last_row, block, block < task.last ? block + 1 : after);
   });
 }
 
