@@ -103,11 +103,7 @@ class RecordedSteps:
             self._compute_first_layers, [self._max_tokens, self._max_rows], self._first_layers_scratch
         )
         self._decode = record_sized(self._compute_decode, [self._max_rows], self._scratch)
-        largest = self._first_layers.results(self._max_tokens)
-        with inference_context(InferenceContext(self._metadata(self._max_tokens, self._max_rows))):
-            record(
-                lambda: (self._model.compute_logits(self._model.last_layer(*largest)[: self._max_rows]),), self._scratch
-            )
+        record(self._compute_rest_of_largest, self._scratch)
         size = self._scratch.size + self._first_layers_scratch.size
         if size > available_ram():
             raise MemoryError(f"results take {size} bytes, which are not there")
@@ -122,6 +118,12 @@ class RecordedSteps:
         with inference_context(InferenceContext(self._metadata(rows, rows))):
             hidden = self._model(*self._tokens(rows))
         return hidden, self._model.compute_logits(hidden)
+
+    def _compute_rest_of_largest(self) -> tuple[Tensor, ...]:
+        assert self._first_layers is not None
+        with inference_context(InferenceContext(self._metadata(self._max_tokens, self._max_rows))):
+            hidden = self._model.last_layer(*self._first_layers.results(self._max_tokens))
+        return hidden, self._model.compute_logits(hidden[: self._max_rows])
 
     def _tokens(self, count: int) -> tuple[Tensor, Tensor]:
         """Ids and positions of so many tokens, whatever they are when a recording runs."""

@@ -26,7 +26,7 @@ _UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 
 class NotRepeatableError(RuntimeError):
     """The work asked for a value, for a shape that depends on values, for random numbers, for several new tensors in
-    one operation, or for one that changes another argument than its first.
+    one operation, or for one that changes another argument than its first. See ``record_sized`` for more.
     """
 
 
@@ -40,28 +40,18 @@ class NativeCall(NamedTuple):
 class Recording:
     """Calls in their order, and the tensors that they fill. Of what else they fill it has only addresses."""
 
-    def __init__(
-        self, calls: Iterable[NativeCall | Callable[[], object]], outputs: tuple[Tensor, ...], scratch: Scratch
-    ) -> None:
+    def __init__(self, calls: Iterable[NativeCall | Callable[[], object]], outputs: tuple[Tensor, ...]) -> None:
         self._calls: list[Callable[[], object]] = []
         for is_native, group in groupby(calls, lambda call: isinstance(call, NativeCall)):
             some: list[Any] = list(group)
             self._calls += _joined(some) if is_native else some
         self._outputs = outputs
-        self._scratch = scratch
 
     def run(self) -> tuple[Tensor, ...]:
         """Make the calls, before anybody else uses the scratch; returns what the work returned."""
         for call in self._calls:
             call()
         return self._outputs
-
-    def share(self) -> None:
-        """From now on it may be run whenever the scratch is idle, and what it returns lasts until the scratch is used.
-
-        The calls read anew whatever the work read.
-        """
-        self._outputs = tuple(map(self._scratch.without_claim, self._outputs))
 
 
 class NativeCalls:
@@ -109,7 +99,7 @@ def record(work: Callable[[], tuple[Tensor, ...]], scratch: Scratch) -> Recordin
     Raises:
         NotRepeatableError: it does not.
     """
-    return Recording(*walk(work, scratch), scratch)
+    return Recording(*walk(work, scratch))
 
 
 def walk(work: Callable[[], Outputs], scratch: Scratch) -> tuple[list[NativeCall | Callable[[], object]], Outputs]:
