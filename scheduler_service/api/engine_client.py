@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class EngineClient:
     descriptor is edge-triggered, so whoever touches the socket afterwards looks for frames that came meanwhile.
 
     Attributes:
+        routing_id: names this process to the engine. A new one per process, as of executors: one that is started again
+            must not get what was meant for its predecessor, whose handles were the same.
         limits: what the engine said last; zeros before it has spoken and after it is lost.
         lost: done once the engine is given up, with the reason. Final: the process has to end.
     """
@@ -52,6 +55,7 @@ class EngineClient:
             patience: seconds of the engine's silence after which it is given up.
             window: unread tokens of a stream above which the engine is told to hold it.
         """
+        self.routing_id = f"api-{index}-{secrets.token_hex(8)}".encode()
         self.limits = EngineLimits()
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
@@ -68,7 +72,7 @@ class EngineClient:
         self._ticker: asyncio.Task[None] | None = None
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.ROUTING_ID, f"api-{index}".encode())
+        self._socket.setsockopt(zmq.ROUTING_ID, self.routing_id)
         self._socket.setsockopt(zmq.LINGER, 100)
         # Live requests bound what can wait here; a full queue would silently lose tokens.
         self._socket.setsockopt(zmq.SNDHWM, 0)

@@ -7,6 +7,7 @@ import time
 import grpc
 import pytest
 
+from baton_protos import engine_pb2 as pb
 from scheduler_service.api.engine_client import EngineClient, EngineListener
 from scheduler_service.api.errors import RequestError
 from scheduler_service.api.messages import EngineLimits
@@ -21,13 +22,29 @@ async def test_attaches_until_answered(engine: FakeEngine) -> None:
     seen: list[EngineLimits] = []
     client = EngineClient(engine.endpoint, 3)
     client.start(EngineListener(limits=seen.append, forward_abort=lambda message: None))
-    await until(lambda: engine.peers == [b"api-3"])
+    await until(lambda: engine.peers == [client.routing_id])
+    assert client.routing_id.startswith(b"api-3-")
     engine.peers.clear()
     engine.silent = False
     await until(lambda: client.limits.ready_executors == 1)
     await asyncio.sleep(0.6)  # a heartbeat: nothing new
     assert seen == [client.limits]
     client.close()
+
+
+async def test_a_process_gets_nothing_of_its_predecessor(engine: FakeEngine) -> None:
+    """The engine may not have noticed yet that it is another one, with requests of the same handles."""
+    seen: list[EngineLimits] = []
+    first, second = (EngineClient(engine.endpoint, 0) for _ in range(2))
+    first.start(EngineListener(limits=lambda limits: None, forward_abort=lambda message: None))
+    await until(lambda: bool(engine.peers))
+    first.close()
+    second.start(EngineListener(limits=seen.append, forward_abort=lambda message: None))
+    await until(lambda: bool(seen))
+    await engine.send(engine.peers[0], pb.FromEngine(limits=pb.Limits(ready_executors=7)))
+    await asyncio.sleep(0.2)
+    assert [limits.ready_executors for limits in seen] == [1]
+    second.close()
 
 
 async def test_own_stall_is_not_the_engines(engine: FakeEngine) -> None:

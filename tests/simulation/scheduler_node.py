@@ -125,7 +125,7 @@ class SchedulerPod:
     def restart_api(self, index: int) -> None:
         """An api process dies, and is started again."""
         self.apis[index].kill()
-        self._api_router.forget(f"api-{index}".encode())
+        self._api_router.forget(self.apis[index].engine.routing_id)
         self.apis[index] = ApiProcess(self._host, self, index)
 
     def api_lost(self, api: ApiProcess) -> None:
