@@ -20,7 +20,7 @@ from kernels.native import library
 from kernels.native.memory import Scratch, results_in
 
 _REPLAY = library.NativeFunction("baton_replay", "pi")
-Outputs = TypeVar("Outputs")
+Outputs = TypeVar("Outputs", bound=tuple[Tensor | None, ...])
 _UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 
 

@@ -6,16 +6,13 @@ are given is a number that does not depend on the sizes or is affine in them: fo
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Generic, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kernels.native.memory import Scratch
-from kernels.native.recording import NativeCall, NativeCalls, NotRepeatableError, join, walk
-
-Outputs = TypeVar("Outputs", bound=tuple[Tensor | None, ...])
+from kernels.native.recording import NativeCall, NativeCalls, NotRepeatableError, Outputs, join, walk
 
 
 class SizedRecording(Generic[Outputs]):

@@ -39,9 +39,11 @@ def test_native_calls_and_torch_operations_are_repeated_in_order(known: bool, mo
         gate, up = linear(normed, weight, None, None).unflatten(1, (2, 48)).unbind(1)
         return linear((gate * up).add_(1).repeat(1, 2)[:, :64], weight, None, torch.float32) + total.sum()
 
-    recording = recorded(work, Scratch())
+    scratch = Scratch()
+    recording = recorded(work, scratch)
     for seed in range(3):
         x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+        assert scratch.is_idle  # the recording does not hold what operations of torch read
         assert torch.equal(recording.run()[0], work())
 
 
