@@ -51,7 +51,7 @@ class RecordedSteps:
         self._scratch = Scratch()
         self._first_layers_scratch = Scratch()
         self._decode: SizedRecording[tuple[Tensor, Tensor]] | None = None
-        self._first_layers: SizedRecording[tuple[Tensor, Tensor | None, Tensor, Tensor]] | None = None
+        self._first_layers: SizedRecording[tuple[Tensor | None, Tensor, Tensor, Tensor]] | None = None
         self._is_repeatable = True
         try:
             self._record_all_sizes()
@@ -110,7 +110,7 @@ class RecordedSteps:
         self._scratch.touch()
         self._first_layers_scratch.touch()
 
-    def _compute_first_layers(self, tokens: int, rows: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def _compute_first_layers(self, tokens: int, rows: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         with inference_context(InferenceContext(self._metadata(tokens, rows))):
             return self._model.first_layers(*self._tokens(tokens))
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kernels.linear import Matrix, linear, linear_silu_and_mul, split
+from kernels.linear import Matrix, add_linear, linear, linear_silu_and_mul, split
 
 
 class Packer(Protocol):
@@ -88,9 +88,13 @@ class RowParallelLinear(nn.Module):
         self.bias = empty_parameter((output_size,), device, dtype) if bias else None
         self._matrix: Matrix = self.weight.data
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
-        return linear(x, self._matrix, self.bias, None)
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+        """[T, in] to [T, out], added to ``residual`` in place, or still to be added (``RMSNorm.add``): the latter, if
+        so, and the residual stream.
+        """
+        if add_linear(x, self._matrix, self.bias, residual):
+            return None, residual
+        return linear(x, self._matrix, self.bias, None), residual
 
     def pack_weight(self, packer: Packer) -> None:
         """Keep the weight as kernels read it, and no longer as a parameter. Once only."""

@@ -19,6 +19,8 @@ class RMSNorm(nn.Module):
         """[..., size] to the same."""
         return rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(normalised ``x + residual``, ``x + residual``)."""
+    def add(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(normalised ``x + residual``, ``x + residual``); None if there is nothing to add."""
+        if x is None:
+            return self(residual), residual
         return add_rms_norm(x, residual, self.weight, self.eps)

@@ -32,8 +32,12 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, device, dtype) if config.qk_norm else None
         self.attention = Attention(config.head_dim)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: OutputRows | None = None) -> Tensor:
-        """[T, hidden] to [T, hidden], or to [S, hidden] of these rows; cos and sin as in ``RotaryEmbedding.angles``."""
+    def forward(
+        self, hidden: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, rows: OutputRows | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """[T, hidden], and what is to be added to it as of ``RowParallelLinear``, or [S, hidden] of these rows; cos and
+        sin as in ``RotaryEmbedding.angles``.
+        """
         if rows is None or rows.plan is None:
             query, key, value = split_heads(self.qkv_proj(hidden), self._heads, self._head_dim)
         else:
@@ -45,7 +49,10 @@ class SelfAttention(nn.Module):
             rotation = Rotation(cos, sin, q_norm.weight, k_norm.weight, q_norm.eps)
         else:
             rotation = Rotation(cos, sin)
-        output: Tensor = self.o_proj(join_heads(self.attention(query, key, value, rotation, rows)))
+        attended = join_heads(self.attention(query, key, value, rotation, rows))
+        if rows is not None:
+            residual = residual.index_select(0, rows.indices)
+        output: tuple[Tensor | None, Tensor] = self.o_proj(attended, residual)
         return output
 
 
@@ -60,14 +67,14 @@ class FeedForward(nn.Module):
         )
         self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, config.mlp_bias, device, dtype)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        output: Tensor = self.down_proj(self.gate_up_proj(hidden))
+    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+        """[T, hidden], and what is to be added to it as of ``RowParallelLinear``."""
+        output: tuple[Tensor | None, Tensor] = self.down_proj(self.gate_up_proj(hidden), residual)
         return output
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward with their norms; the residual stream is passed beside the layer's output."""
+    """Attention and feed-forward with their norms; the residual stream is passed beside what is to be added to it."""
 
     def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -77,20 +84,16 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, rows: OutputRows | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(output not yet added, residual), both [T, hidden], or [S, hidden] of these rows; the first layer has no
-        residual yet.
+        self, pending: Tensor | None, residual: Tensor, cos: Tensor, sin: Tensor, rows: OutputRows | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """(what is not yet added, residual), both [T, hidden], or [S, hidden] of these rows. Takes the same, and may
+        write over it.
         """
-        if residual is None:
-            hidden, residual = self.input_layernorm(hidden), hidden
-        else:
-            hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, cos, sin, rows)
-        if rows is not None:
-            residual = residual.index_select(0, rows.indices)
-        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        hidden, residual = self.input_layernorm.add(pending, residual)
+        pending, residual = self.self_attn(hidden, residual, cos, sin, rows)
+        hidden, residual = self.post_attention_layernorm.add(pending, residual)
+        output: tuple[Tensor | None, Tensor] = self.mlp(hidden, residual)
+        return output
 
 
 class CausalLM(nn.Module):
@@ -115,19 +118,19 @@ class CausalLM(nn.Module):
         """
         return self.last_layer(*self.first_layers(input_ids, positions))
 
-    def first_layers(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def first_layers(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """All layers but the last: what it takes, none of which depends on the tokens that are wanted."""
         cos, sin = self._rotary.angles(positions)
-        hidden: Tensor = self.embed_tokens(input_ids)
-        residual: Tensor | None = None
+        pending: Tensor | None = None
+        residual: Tensor = self.embed_tokens(input_ids)
         for layer in self.layers[:-1]:
-            hidden, residual = layer(hidden, residual, cos, sin)
-        return hidden, residual, cos, sin
+            pending, residual = layer(pending, residual, cos, sin)
+        return pending, residual, cos, sin
 
-    def last_layer(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        """The rest of ``forward``."""
-        hidden, residual = self.layers[-1](hidden, residual, cos, sin, get_context().output_rows)
-        return self.norm.add(hidden, residual)[0]
+    def last_layer(self, pending: Tensor | None, residual: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The rest of ``forward``, which may write over what it takes."""
+        pending, residual = self.layers[-1](pending, residual, cos, sin, get_context().output_rows)
+        return self.norm.add(pending, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[S, hidden] to float32 [S, vocabulary]."""

@@ -20,6 +20,7 @@ __all__ = [
     "PackedMatrix",
     "Quantization",
     "QuantizationError",
+    "add_linear",
     "check_quantization",
     "embedding",
     "linear",
@@ -82,6 +83,21 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None, out_dtype: torch.dtyp
 
         return gpu.linear(x, weight.weight, bias, out_dtype or x.dtype)
     return reference.linear(x, weight, bias, out_dtype)
+
+
+def add_linear(x: Tensor, weight: Matrix, bias: Tensor | None, total: Tensor) -> bool:
+    """Add ``linear(x, weight, bias, None)``, rounded first, to ``total`` [M, N] in place, rows at any stride.
+
+    False, and nothing is done, where a product cannot be added as it is written: a norm that adds what it normalises
+    (``kernels.rms_norm.add_rms_norm``) is the faster way there. Both have the same bits.
+    """
+    if isinstance(weight, PackedMatrix):
+        native.add_linear(x, weight, bias, total)
+        return True
+    if isinstance(weight, Int8Matrix):
+        int8.add_linear(x, weight, bias, total)
+        return True
+    return False
 
 
 def linear_silu_and_mul(x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:

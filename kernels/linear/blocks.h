@@ -32,7 +32,7 @@ constexpr i64 kMostRowBlocks = 384;  // rows times blocks of a task, unless it i
 constexpr i64 kTasksPerThread = 16;  // at least, where rows can be split: threads should end together
 constexpr i64 kSplitBlocksPerThread = 2;  // the last ones, each in as many tasks as have kLeastRows
 
-enum class Output { kBf16, kFloat, kGated };
+enum class Output { kBf16, kFloat, kAdded, kGated };  // kAdded: to what is there, after rounding
 
 template <typename Weights>
 struct Linear {
@@ -138,6 +138,10 @@ void finish(const Linear<Weights>& op, i64 row, i64 rows, i64 block, const float
       const i64 to = place + r * op.out_stride;
       if constexpr (kOutput == Output::kBf16) store_bf16(static_cast<bf16*>(op.out) + to, sum(0), count);
       if constexpr (kOutput == Output::kFloat) store_float(static_cast<float*>(op.out) + to, sum(0), count);
+      if constexpr (kOutput == Output::kAdded) {
+        bf16* there = static_cast<bf16*>(op.out) + to;
+        store_bf16(there, add(round_to_bf16(sum(0)), load_bf16(there, count)), count);
+      }
       if constexpr (kOutput == Output::kGated) {
         const F32 gated = silu_and_mul(round_to_bf16(sum(0)), round_to_bf16(sum(1)));
         store_bf16(static_cast<bf16*>(op.out) + to, gated, count);
@@ -151,11 +155,12 @@ void finish(const Linear<Weights>& op, i64 row, i64 rows, i64 block, const float
   switch (op.output) {
     case Output::kBf16: return finish<Output::kBf16>(op, row, rows, block, sums);
     case Output::kFloat: return finish<Output::kFloat>(op, row, rows, block, sums);
+    case Output::kAdded: return finish<Output::kAdded>(op, row, rows, block, sums);
     case Output::kGated: return finish<Output::kGated>(op, row, rows, block, sums);
   }
 }
 
-// Brings the lines into the second-level cache that `finish` will write: they come while the sums are computed.
+// Brings the lines into the second-level cache that `finish` will write, or add to: they come while the sums are computed.
 template <typename Weights>
 void prefetch_outputs(const Linear<Weights>& op, i64 row, i64 rows, i64 block) {
   const i64 columns = std::min(op.block_columns(), op.n - block * op.block_columns());

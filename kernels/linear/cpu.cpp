@@ -72,11 +72,10 @@ void pack(const bf16* weight, i64 stride, bf16* packed, i64 blocks, i64 k, int t
 
 using namespace baton;
 
-// out[M, N] = x[M, K] weight^T + bias; strides in elements, columns adjacent.
+// out[M, N] = x[M, K] weight^T + bias; strides in elements, columns adjacent. `output`: kBf16, kFloat or kAdded.
 extern "C" void baton_linear(const bf16* x, i64 x_stride, const bf16* weight, const bf16* bias, void* out,
-                             i64 out_stride, i64 m, i64 n, i64 k, int out_is_float, int threads) {
-  const Output output = out_is_float ? Output::kFloat : Output::kBf16;
-  run({x, x_stride, {reinterpret_cast<const char*>(weight)}, bias, out, out_stride, n, k, output}, m, threads);
+                             i64 out_stride, i64 m, i64 n, i64 k, int output, int threads) {
+  run({x, x_stride, {reinterpret_cast<const char*>(weight)}, bias, out, out_stride, n, k, Output{output}}, m, threads);
 }
 
 // out[M, size] = silu(gates) * partners of the linear layer with a gated weight, bias [2 * size], both rounded first.

@@ -123,13 +123,12 @@ float quantize(const bf16* weight, i64 k, byte* codes) {
 
 using namespace baton;
 
-// out[M, N] = (x[M, K] codes^T) * scales + bias; strides in elements, columns adjacent.
+// out[M, N] = (x[M, K] codes^T) * scales + bias; strides in elements, columns adjacent. `output`: kBf16, kFloat or kAdded.
 extern "C" void baton_int8_linear(const bf16* x, i64 x_stride, const byte* weight, const float* scales,
-                                  const bf16* bias, void* out, i64 out_stride, i64 m, i64 n, i64 k, int out_is_float,
-                                  int threads) {
-  const linear::Output output = out_is_float ? linear::Output::kFloat : linear::Output::kBf16;
+                                  const bf16* bias, void* out, i64 out_stride, i64 m, i64 n, i64 k, int output, int threads) {
   const Int8Weights weights{reinterpret_cast<const char*>(weight), scales};
-  linear::run(linear::Linear<Int8Weights>{x, x_stride, weights, bias, out, out_stride, n, k, output}, m, threads);
+  linear::run(linear::Linear<Int8Weights>{x, x_stride, weights, bias, out, out_stride, n, k, linear::Output{output}},
+              m, threads);
 }
 
 // weight[N, K] (rows `stride` elements apart), quantised, to the blocked layout and scales[N].

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.linear.packed import Output
 from kernels.native import memory
 from kernels.native.library import NativeFunction
 
@@ -55,8 +56,17 @@ def pack(weight: Tensor) -> Int8Matrix:
 
 def linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """See ``kernels.linear.linear``; x is not quantised. The sum over K is multiplied by the scale, once."""
-    m = x.shape[0]
-    out = memory.empty((m, weight.rows), out_dtype)
+    out = memory.empty((x.shape[0], weight.rows), out_dtype)
+    _multiply(x, weight, bias, out, Output.FLOAT if out_dtype is torch.float32 else Output.BF16)
+    return out
+
+
+def add_linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, total: Tensor) -> None:
+    """See ``kernels.linear.add_linear``."""
+    _multiply(x, weight, bias, total, Output.ADDED)
+
+
+def _multiply(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out: Tensor, output: Output) -> None:
     _linear(
         x.data_ptr(),
         x.stride(0),
@@ -64,14 +74,13 @@ def linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out_dtype: torch.
         weight.scales.data_ptr(),
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
-        weight.rows,
-        m,
+        out.stride(0),
+        x.shape[0],
         weight.rows,
         weight.columns,
-        out_dtype is torch.float32,
+        output,
         torch.get_num_threads(),
     )
-    return out
 
 
 def embedding(input_ids: Tensor, weight: Int8Matrix) -> Tensor:

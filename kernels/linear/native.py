@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.linear.packed import PackedMatrix
+from kernels.linear.packed import Output, PackedMatrix
 from kernels.native import memory
 from kernels.native.library import NativeFunction
 
@@ -31,24 +31,32 @@ def pack(weight: Tensor, gated: bool) -> PackedMatrix:
 
 def linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """See ``kernels.linear.linear``."""
+    out = memory.empty((x.shape[0], weight.rows), out_dtype)
+    _multiply(x, weight, bias, out, Output.FLOAT if out_dtype is torch.float32 else Output.BF16)
+    return out
+
+
+def add_linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, total: Tensor) -> None:
+    """See ``kernels.linear.add_linear``."""
+    _multiply(x, weight, bias, total, Output.ADDED)
+
+
+def _multiply(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out: Tensor, output: Output) -> None:
     if weight.gated:
         raise ValueError("a gated weight is for linear_silu_and_mul")
-    m = x.shape[0]
-    out = memory.empty((m, weight.rows), out_dtype)
     _linear(
         x.data_ptr(),
         x.stride(0),
         weight.blocks.data_ptr(),
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
-        weight.rows,
-        m,
+        out.stride(0),
+        x.shape[0],
         weight.rows,
         weight.columns,
-        out_dtype is torch.float32,
+        output,
         torch.get_num_threads(),
     )
-    return out
 
 
 def linear_silu_and_mul(x: Tensor, weight: PackedMatrix, bias: Tensor | None) -> Tensor:

@@ -1,8 +1,17 @@
-"""The layout of a linear layer's weight for native kernels."""
+"""The layout of a linear layer's weight for native kernels, and what they do with products."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from torch import Tensor
+
+
+class Output(IntEnum):
+    """What becomes of a product; as in blocks.h."""
+
+    BF16 = 0
+    FLOAT = 1
+    ADDED = 2  # to what is there, rounded first
 
 
 @dataclass(frozen=True, slots=True)

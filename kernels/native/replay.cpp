@@ -55,7 +55,7 @@ constexpr Signature kSignatures[] = {
     signature<"ppppiin">(),                // rotary_angles, int8_rows
     signature<"pipiin">(),                 // silu_and_mul
     signature<"pippfppiin">(),             // rms_norm
-    signature<"pipipippfppppppiiiiin">(),  // rotary_append
+    signature<"pipipippfpppppiiiiin">(),   // rotary_append
     signature<"pipfpppiiin">(),            // norm_rotary
     signature<"pipipppiiiin">(),           // kv_append
     signature<"pippppppiiiiiifn">(),       // paged_attention

@@ -31,7 +31,7 @@ def rotary_append(
     query: [T, heads, head_dim], or [S, heads, head_dim] of the tokens ``rows`` (int64 [S]); the rest as of
     ``kernels.kv_append.kv_append``, which ``append`` stands for where the parts run one after another. On a GPU, and
     where native kernels append, they are one kernel unless there are ``rows``, so that rotated keys never visit memory
-    in between.
+    in between. ``query`` is given up: the result may lie in its place.
     """
     if rows is not None:
         append(_rotate(key, rotation.key_norm, rotation), value, key_cache, value_cache, slot_mapping)

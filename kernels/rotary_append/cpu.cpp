@@ -7,11 +7,12 @@
 
 using namespace baton;
 
-// query, key, value: token t's heads lie at t * stride, adjacent; out is contiguous. cos, sin: [T, head_dim / 2].
+// query, key, value: token t's heads lie at t * stride, adjacent; queries are rotated in place. cos, sin:
+// [T, head_dim / 2].
 // Norms may be null. slots[t] = block * block_size + offset.
-extern "C" void baton_rotary_append(const bf16* query, i64 query_stride, const bf16* key, i64 key_stride,
+extern "C" void baton_rotary_append(bf16* query, i64 query_stride, const bf16* key, i64 key_stride,
                                     const bf16* value, i64 value_stride, const bf16* query_norm, const bf16* key_norm,
-                                    float eps, const float* cos, const float* sin, bf16* out, bf16* keys, bf16* values,
+                                    float eps, const float* cos, const float* sin, bf16* keys, bf16* values,
                                     const i64* slots, i64 t, i64 heads, i64 block_size, i64 kv_heads, i64 head_dim,
                                     int threads) {
   const Slots to{{block_size, kv_heads, head_dim}, keys, values, slots};
@@ -22,9 +23,9 @@ extern "C" void baton_rotary_append(const bf16* query, i64 query_stride, const b
     // Token by token, as they lie in memory; their keys then go to the cache a tile at a time.
     for (i64 token = visit.begin; token < visit.end; ++token) {
       const float *c = cos + token * half, *s = sin + token * half;
-      const i64 first_query = visit.first_head * group * head_dim, first = visit.first_head * head_dim;
-      rotate_heads(query + token * query_stride + first_query, visit.heads() * group, query_norm, eps, c, s,
-                   out + token * heads * head_dim + first_query, head_dim, head_dim, query_stride);
+      const i64 first = visit.first_head * head_dim;
+      bf16* queries = query + token * query_stride + first * group;
+      rotate_heads(queries, visit.heads() * group, query_norm, eps, c, s, queries, head_dim, head_dim, query_stride);
       rotate_heads(key + token * key_stride + first, visit.heads(), key_norm, eps, c, s,
                    rotated.data() + (token - visit.begin) * head_dim, tile, head_dim, key_stride);
       const bf16* next = value + (token + 1) * value_stride + first;  // if there is one

@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels.native import memory
 from kernels.native.heads import adjacent_heads
 from kernels.native.library import NativeFunction
 from kernels.rotary_append.rotation import Rotation
 
-_rotary_append = NativeFunction("baton_rotary_append", "pipipippfppppppiiiiin")
+_rotary_append = NativeFunction("baton_rotary_append", "pipipippfpppppiiiiin")
 
 
 def rotary_append(
@@ -20,11 +19,12 @@ def rotary_append(
     value_cache: Tensor,
     slot_mapping: Tensor,
 ) -> Tensor:
-    """See ``kernels.rotary_append.rotary_append``; appends as ``kernels.kv_append.native`` does."""
-    tokens, heads, head_dim = query.shape
+    """See ``kernels.rotary_append.rotary_append``; rotates ``query`` where it lies, if its heads are adjacent, and
+    appends as ``kernels.kv_append.native`` does.
+    """
+    heads, head_dim = query.shape[1:]
     _, block_size, kv_heads, _ = key_cache.shape
     query, key, value = adjacent_heads(query), adjacent_heads(key), adjacent_heads(value)
-    out = memory.empty((tokens, heads, head_dim), query.dtype)
     _rotary_append(
         query.data_ptr(),
         query.stride(0),
@@ -37,15 +37,14 @@ def rotary_append(
         rotation.eps,
         rotation.cos.data_ptr(),
         rotation.sin.data_ptr(),
-        out.data_ptr(),
         key_cache.data_ptr(),
         value_cache.data_ptr(),
         slot_mapping.data_ptr(),
-        tokens,
+        query.shape[0],
         heads,
         block_size,
         kv_heads,
         head_dim,
         torch.get_num_threads(),
     )
-    return out
+    return query

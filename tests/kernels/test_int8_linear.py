@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.linear import Int8Matrix, QuantizationError, embedding, int8, int8_reference, linear, pack, split
+from kernels.linear import (
+    Int8Matrix,
+    QuantizationError,
+    add_linear,
+    embedding,
+    int8,
+    int8_reference,
+    linear,
+    pack,
+    split,
+)
 from kernels.native import build, library
 
 from .test_native_build import ISAS, forget, use_isa
@@ -44,6 +54,16 @@ def packed(weight: Tensor) -> Int8Matrix:
     matrix = pack(weight, quantization="int8")
     assert isinstance(matrix, Int8Matrix)
     return matrix
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_adding_in_place_has_the_bits_of_a_sum(shape: tuple[int, int]) -> None:
+    torch.manual_seed(8)
+    matrix, x = packed(random_weight(shape, 3)), torch.randn(67, shape[1]).bfloat16()
+    bias, total = torch.randn(shape[0]).bfloat16(), torch.randn(67, shape[0]).bfloat16() * 9
+    expected = total + linear(x, matrix, bias, None)
+    assert add_linear(x, matrix, bias, total)
+    assert torch.equal(total, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

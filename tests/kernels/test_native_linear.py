@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.activation import silu_and_mul
-from kernels.linear import PackedMatrix, embedding, linear, linear_silu_and_mul, pack, split
+from kernels.linear import PackedMatrix, add_linear, embedding, linear, linear_silu_and_mul, pack, split
 from kernels.native import build
 
 from .test_native_build import ISAS, use_isa
@@ -95,10 +95,37 @@ def test_gated_has_the_bits_of_its_parts(shape: tuple[int, int], with_bias: bool
             assert torch.equal(linear_silu_and_mul(x[first:last], matrix, bias), expected[first:last])
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+def test_adding_in_place_has_the_bits_of_a_sum(shape: tuple[int, int], with_bias: bool) -> None:
+    """Whatever the number of rows, their place among them, and the number of threads; nothing else is written."""
+    torch.manual_seed(8)
+    rows, columns = shape
+    matrix, x = packed(torch.randn(shape).bfloat16()), torch.randn(301, columns).bfloat16()
+    bias = torch.randn(rows).bfloat16() if with_bias else None
+    before = torch.randn(301, rows + 5).bfloat16() * 9
+    expected = before.clone()
+    expected[:, 2 : rows + 2] += linear(x, matrix, bias, None)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for first, last in [(0, 301), (0, 1), (2, 7), (5, 11), (9, 73), (4, 4)]:
+            total = before[first:last].clone()
+            assert add_linear(x[first:last], matrix, bias, total[:, 2 : rows + 2])
+            assert torch.equal(total, expected[first:last])
+
+
+def test_a_plain_weight_leaves_adding_to_the_norm() -> None:
+    total = torch.ones(2, 3).bfloat16()
+    assert not add_linear(torch.ones(2, 4).bfloat16(), torch.ones(3, 4).bfloat16(), None, total)
+    assert torch.equal(total, torch.ones(2, 3).bfloat16())
+
+
 def test_only_the_gated_product_reads_a_gated_weight() -> None:
     x, weight = torch.randn(2, 8).bfloat16(), torch.randn(4, 8).bfloat16()
     with pytest.raises(ValueError, match="linear_silu_and_mul"):
         linear(x, pack(weight, gated=True), None, None)
+    with pytest.raises(ValueError, match="linear_silu_and_mul"):
+        add_linear(x, pack(weight, gated=True), None, torch.zeros(2, 4).bfloat16())
     assert torch.equal(
         linear_silu_and_mul(x, packed(weight), None), silu_and_mul(linear(x, packed(weight), None, None))
     )

@@ -40,7 +40,10 @@ def test_bits_are_those_of_the_parts(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        rotated = rotary_append(query, key, value, rotation, caches[0], caches[1], slots, native_append.kv_append)
+        given, *others = projected.clone().split([heads, kv_heads, kv_heads], dim=1)
+        rotated = rotary_append(given, key, value, rotation, caches[0], caches[1], slots, native_append.kv_append)
+        assert rotated.data_ptr() == given.data_ptr()
+        assert torch.equal(torch.cat(others, 1), projected[:, heads:])
         torch.set_num_threads(1)
         parts = [
             apply_rotary(x, rotation.cos, rotation.sin)
@@ -70,8 +73,8 @@ def test_queries_of_some_tokens_have_their_bits_among_all(rows: list[int], norme
     rotation = Rotation(angles.cos(), angles.sin(), *norms, eps=1e-6)
     slots, chosen = torch.randperm(32)[:9], torch.tensor(rows, dtype=torch.int64)
     caches, expected = (torch.zeros(2, 2, 16, 2, 16, dtype=dtype) for _ in range(2))
-    every = rotary_append(query, key, value, rotation, expected[0], expected[1], slots, append)
     some = rotary_append(query[chosen], key, value, rotation, caches[0], caches[1], slots, append, chosen)
+    every = rotary_append(query, key, value, rotation, expected[0], expected[1], slots, append)
     assert torch.equal(some, every[chosen])
     assert torch.equal(caches, expected)
     assert caches.any()
