@@ -9,6 +9,7 @@ import time
 from typing import IO
 
 from scheduler_service.config import ProcessSpec
+from scheduler_service.signals import Signals
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,11 @@ class ApiProcess:
         self._started_at = time.monotonic()
         return _spawn("scheduler_service.api", self._spec, stdout=subprocess.DEVNULL)
 
-    def revive(self) -> None:
-        """Restart the process if it has died, with backoff."""
+    def revive(self) -> float | None:
+        """Restart the process if it has died, with backoff; seconds until there is more to do, None while it lives."""
         code, now = self.process.poll(), time.monotonic()
         if code is None:
-            return
+            return None
         if not self._restart_at:
             if now - self._started_at > _HEALTHY_AFTER:
                 self._backoff = _FIRST_BACKOFF
@@ -53,6 +54,8 @@ class ApiProcess:
         elif now >= self._restart_at:
             self._restart_at = 0.0
             self.process = self._start()
+            return None
+        return max(0.0, self._restart_at - now)
 
 
 class Launcher:
@@ -84,16 +87,16 @@ class Launcher:
         return endpoint
 
     def supervise(self) -> int:
-        """Wait until ``stop`` is called or the engine dies; the exit code."""
+        """Wait until a signal's handler calls ``stop`` or the engine dies; the exit code. In the main thread."""
         assert self._engine is not None
-        while not self._stopping:
-            code = self._engine.poll()
-            if code is not None:
-                print(f"error: the engine process died ({_describe(code)})", file=sys.stderr)
-                return 1
-            for api in self._apis:
-                api.revive()
-            time.sleep(_POLL)
+        with Signals() as signals:
+            while not self._stopping:
+                code = self._engine.poll()
+                if code is not None:
+                    print(f"error: the engine process died ({_describe(code)})", file=sys.stderr)
+                    return 1
+                pauses = [pause for api in self._apis if (pause := api.revive()) is not None]
+                signals.wait(min(pauses, default=None))
         return 0
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ class ChildProcess:
         env: its whole environment.
         on_stdout: called with each line it prints, from a thread of its own.
         on_stderr: likewise for its log; lines that begin with ``error: `` are kept as its last words instead.
+        on_exit: called once it has exited, from a thread of its own.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ChildProcess:
         env: Mapping[str, str],
         on_stdout: Callable[[str], None],
         on_stderr: Callable[[str], None],
+        on_exit: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._on_stderr = on_stderr
@@ -54,6 +56,7 @@ class ChildProcess:
         )
         for pump in self._pumps:
             pump.start()
+        threading.Thread(target=_await_exit, args=(self.pid, on_exit), name=f"{name} exit", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -102,6 +105,12 @@ class ChildProcess:
         if line.strip():
             self._last_line = line.strip()
         self._on_stderr(line)
+
+
+def _await_exit(pid: int, on_exit: Callable[[], None]) -> None:
+    with contextlib.suppress(ChildProcessError):  # it has exited and been reaped
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    on_exit()
 
 
 def _pump(pipe: IO[bytes], on_line: Callable[[str], None]) -> None:

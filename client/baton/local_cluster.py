@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from baton.bell import Bell
 from baton.child_process import ChildProcess
 from baton.client import Client
 from baton.cluster_options import ClusterOptions
@@ -76,9 +77,10 @@ class LocalCluster:
         self._thread = threading.Thread(target=self._run, name="local cluster", daemon=True)
         self._settled = threading.Event()  # the start has succeeded, failed, or was stopped
         self._failure: ClusterError | None = None
-        # Plain flags, polled: signal handlers set them, where taking a lock could deadlock.
+        # Plain flags: signal handlers set them, where taking a lock could deadlock.
         self._stopping = False
         self._killing = False
+        self._news = Bell()  # a process has exited, or somebody wants to stop
 
     @property
     def address(self) -> str:
@@ -129,10 +131,12 @@ class LocalCluster:
     def request_stop(self) -> None:
         """Begins to stop and returns at once; safe in a signal handler."""
         self._stopping = True
+        self._news.ring()
 
     def request_kill(self) -> None:
         """Like ``request_stop``, without grace."""
-        self._killing = self._stopping = True
+        self._killing = True
+        self.request_stop()
 
     def stop(self) -> None:
         """Stops every process, within 5 seconds; may be called more than once."""
@@ -163,7 +167,7 @@ class LocalCluster:
             self._settled.set()
             while not self._stopping:
                 self._watch()
-                time.sleep(_POLL_SECONDS)
+                self._news.wait(self._until_restart())
         except _StopRequestedError:
             pass
         except ClusterError as error:
@@ -211,6 +215,11 @@ class LocalCluster:
             elif place.process.exited():
                 self._bury(place, place.process, now)
 
+    def _until_restart(self) -> float | None:
+        """Seconds; None if no executor is to be restarted."""
+        times = [place.restart_at for place in self._places if place.process is None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
     def _bury(self, place: _Place, process: ChildProcess, now: float) -> None:
         if now - place.started_at >= _HEALTHY_SECONDS:
             place.backoff = _FIRST_BACKOFF_SECONDS
@@ -235,6 +244,7 @@ class LocalCluster:
             {**_ENVIRONMENT, **os.environ, "BATON_DIE_WITH_PARENT": "1"},
             on_stdout,
             lambda line: self._log(name, line),
+            self._news.ring,
         )
 
     def _read_scheduler(self, line: str) -> None:
