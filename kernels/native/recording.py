@@ -38,9 +38,14 @@ class NativeCall(NamedTuple):
 
 
 class Recording:
-    """Calls in their order, and the tensors that they fill. Of what else they fill it has only addresses."""
+    """Calls in their order, the tensors that they fill, and the scratch in which all else lies that they fill. Of what
+    they read it has only addresses.
+    """
 
-    def __init__(self, calls: Iterable[NativeCall | Callable[[], object]], outputs: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, calls: Iterable[NativeCall | Callable[[], object]], outputs: tuple[Tensor, ...], scratch: Scratch
+    ) -> None:
+        self._scratch = scratch
         self._calls: list[Callable[[], object]] = []
         for is_native, group in groupby(calls, lambda call: isinstance(call, NativeCall)):
             some: list[Any] = list(group)
@@ -99,7 +104,7 @@ def record(work: Callable[[], tuple[Tensor, ...]], scratch: Scratch) -> Recordin
     Raises:
         NotRepeatableError: it does not.
     """
-    return Recording(*walk(work, scratch))
+    return Recording(*walk(work, scratch), scratch)
 
 
 def walk(work: Callable[[], Outputs], scratch: Scratch) -> tuple[list[NativeCall | Callable[[], object]], Outputs]:

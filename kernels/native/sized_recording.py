@@ -16,12 +16,13 @@ from kernels.native.recording import NativeCall, NativeCalls, NotRepeatableError
 
 
 class SizedRecording(Generic[Outputs]):
-    """Calls whose arguments depend on sizes, and the tensors that they fill."""
+    """Calls whose arguments depend on sizes, the tensors that they fill, and the scratch in which these lie."""
 
-    def __init__(self, calls: NativeCalls, factors: NDArray[np.int64], outputs: Outputs) -> None:
+    def __init__(self, calls: NativeCalls, factors: NDArray[np.int64], outputs: Outputs, scratch: Scratch) -> None:
         """``factors``: of a constant and of each size in each word of ``calls`` [1 + sizes, words]. ``outputs``: of the
         largest size; they have as many rows as the first size says.
         """
+        self._scratch = scratch
         self._calls = calls
         self._varying = np.flatnonzero(factors[1:].any(0))
         self._factors = np.ascontiguousarray(factors[:, self._varying])
@@ -63,7 +64,7 @@ def record_sized(work: Callable[..., Outputs], most: Sequence[int], scratch: Scr
         if not np.array_equal(np.array([1, *sizes]) @ factors, one.words):
             raise NotRepeatableError("what calls are given is not affine in the sizes")
     unclaimed = tuple(None if output is None else scratch.without_claim(output) for output in outputs)
-    return SizedRecording(calls, factors, cast(Outputs, unclaimed))
+    return SizedRecording(calls, factors, cast(Outputs, unclaimed), scratch)
 
 
 def _walk(

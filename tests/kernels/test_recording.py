@@ -1,5 +1,6 @@
 """Recorded work, repeated on new values: what is read anew, what memory is shared, what is refused."""
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,6 +46,18 @@ def test_native_calls_and_torch_operations_are_repeated_in_order(known: bool, mo
         x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
         assert scratch.is_idle  # the recording does not hold what operations of torch read
         assert torch.equal(recording.run()[0], work())
+
+
+@needs_native
+@torch.inference_mode()
+def test_a_recording_keeps_the_memory_of_results_that_it_does_not_return() -> None:
+    x, weight, scratch = randn(3, 64), pack(randn(64, 64)), Scratch()
+    held = weakref.ref(scratch)
+    recording = recorded(lambda: linear(linear(x, weight, None, None), weight, None, None).sum(), scratch)
+    del scratch
+    assert held() is not None
+    del recording
+    assert held() is None
 
 
 def test_a_recording_keeps_what_torch_gave_it() -> None:

@@ -1,5 +1,6 @@
 """Work recorded for all sizes: each gives what the work itself does; what has no such recording is refused."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -41,6 +42,17 @@ def test_every_size_gives_what_the_work_does(most: tuple[int, int]) -> None:
         for ours, expected in zip(recording.run(rows, others), work(rows, others), strict=True):
             assert expected is None if ours is None else torch.equal(ours, expected)
     assert scratch.size == held
+
+
+@torch.inference_mode()
+def test_a_recording_keeps_the_memory_of_its_results() -> None:
+    x, weight, scratch = randn(5, 64), pack(randn(64, 64)), Scratch()
+    held = weakref.ref(scratch)
+    recording = record_sized(lambda rows: (linear(x[:rows], weight, None, None),), [5], scratch)
+    del scratch
+    assert held() is not None
+    del recording
+    assert held() is None
 
 
 @torch.inference_mode()
