@@ -1,4 +1,7 @@
 // Writing heads of keys and values to their tokens' slots in the paged cache.
+//
+// A decode's token writes a part of many lines that no cache holds, and stores wait for their lines one after another:
+// meanwhile those that the next token will write to are brought into the second-level cache.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +23,7 @@ struct Slots {
   bf16* keys;
   bf16* values;
   const i64* slots;  // of each token: block * block_size + offset
+  i64 tokens;
 
   // One head's keys of a visit, `stride` elements apart.
   void write_keys(const Visit& visit, i64 head, const bf16* from, i64 stride) const {
@@ -33,9 +37,14 @@ struct Slots {
       for (; whole + kLanes * 2 <= layout.head_dim; whole += kLanes * 2)
         transpose_pairs(from + whole, stride, to + whole * kTileTokens);
     if (whole == layout.head_dim) return;
+    const bf16* ahead = visit.end < tokens ? keys + place(visit.end, head) : to;
     for (i64 token = visit.begin; token < visit.end; ++token, from += stride) {
       bf16* pairs = to + layout.key_element(lane(token), 0);
-      for (i64 i = whole; i < layout.head_dim; i += 2) std::memcpy(pairs + i * kTileTokens, from + i, 2 * sizeof(bf16));
+      for (i64 i = whole; i < layout.head_dim; i += 2) {
+        prefetch(ahead + i * kTileTokens);
+        std::memcpy(pairs + i * kTileTokens, from + i, 2 * sizeof(bf16));
+      }
+      ahead = to;
     }
   }
 
@@ -46,11 +55,16 @@ struct Slots {
       std::memcpy(to, from, layout.head_dim * sizeof(bf16));
       return;
     }
-    to += layout.value_element(lane(token) & ~1, 0);
-    if (both)
+    to += first_value(token);
+    if (both) {
       for (i64 i = 0; i < layout.head_dim; i += kLanes) interleave(from + i, from + stride + i, to + i * 2);
-    else
-      for (i64 i = 0; i < layout.head_dim; i += kLanes) store_halves(to + i * 2, from + i, lane(token) & 1);
+      return;
+    }
+    const bf16* ahead = token + 1 < tokens ? values + place(token + 1, head) + first_value(token + 1) : to;
+    for (i64 i = 0; i < layout.head_dim; i += kLanes) {
+      prefetch(ahead + i * 2);
+      store_halves(to + i * 2, from + i, lane(token) & 1);
+    }
   }
 
   // Whether the token's value is written with that of the next one, which shares its lines.
@@ -61,7 +75,7 @@ struct Slots {
   // body(visit) for all heads of all tokens, shared among threads in groups of tokens; a visit belongs to the group in
   // which it begins.
   template <typename Body>
-  void for_each(i64 tokens, int threads, Body&& body) const {
+  void for_each(int threads, Body&& body) const {
     const i64 groups = (tokens + kTileTokens - 1) / kTileTokens;
     const i64 parts = groups < kGroupsPerThread * threads ? layout.kv_heads : 1, heads = layout.kv_heads / parts;
     parallel_ranges(groups * parts, 1, threads, [&](i64 first, i64 last) {
@@ -89,6 +103,8 @@ struct Slots {
   bool aligned() const {
     return (reinterpret_cast<std::uintptr_t>(keys) | reinterpret_cast<std::uintptr_t>(values)) % kLine == 0;
   }
+  // Where in its tile the lines begin that the token's values share with its neighbour's.
+  i64 first_value(i64 token) const { return layout.value_element(lane(token) & ~1, 0); }
   i64 lane(i64 token) const { return slots[token] % layout.block_size % kTileTokens; }
 
   // Whether the token follows the one before it in a tile.

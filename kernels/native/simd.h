@@ -19,6 +19,9 @@ using i64 = std::int64_t;
 constexpr int kLanes = 16;
 constexpr int kLine = 64;  // bytes of a cache line, and of sixteen pairs
 
+// Brings the line of `p` into the second-level cache.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
 #if defined(__AVX512BF16__)
 
 using F32 = __m512;

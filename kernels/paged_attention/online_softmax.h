@@ -60,8 +60,6 @@ struct Chunk {
 // The compiler keeps accumulators in registers only where loops over them are unrolled.
 #define BATON_UNROLL _Pragma("GCC unroll 8")
 
-inline void prefetch(const bf16* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
-
 // body<Count>() for Count = count, at least 1, but at most Most.
 template <int Most, typename Body>
 inline __attribute__((always_inline)) void with_count(i64 count, Body&& body) {

@@ -15,9 +15,9 @@ extern "C" void baton_rotary_append(bf16* query, i64 query_stride, const bf16* k
                                     float eps, const float* cos, const float* sin, bf16* keys, bf16* values,
                                     const i64* slots, i64 t, i64 heads, i64 block_size, i64 kv_heads, i64 head_dim,
                                     int threads) {
-  const Slots to{{block_size, kv_heads, head_dim}, keys, values, slots};
+  const Slots to{{block_size, kv_heads, head_dim}, keys, values, slots, t};
   const i64 group = heads / kv_heads, half = head_dim / 2, tile = kTileTokens * head_dim;
-  to.for_each(t, threads, [&](const Visit& visit) {
+  to.for_each(threads, [&](const Visit& visit) {
     thread_local std::vector<bf16> rotated;  // keys [heads of the visit][16 tokens][head_dim]
     rotated.resize(visit.heads() * tile);
     // Token by token, as they lie in memory; their keys then go to the cache a tile at a time.
