@@ -20,7 +20,7 @@ from executor_service.metadata.attention import (
 )
 from executor_service.metadata.step_buffers import StepBuffers, StepInputs
 from executor_service.models import CausalLM
-from executor_service.recorded_steps import RecordedSteps, Work, compute
+from executor_service.recorded_steps import RecordedSteps, Work, hidden_and_logits
 from executor_service.sampler import SampledTokens, sample_step
 from kernels.gpu import library as gpu_library
 from kernels.linear import Quantization, pack
@@ -137,14 +137,14 @@ class ModelRunner:
     def _compute(self, batch: InputBatch, context: InferenceContext) -> tuple[Tensor, ...]:
         if self._recorded is not None:
             return self._recorded.compute(batch, context)
-        return compute(self._model, partial(self._model, batch.input_ids, batch.positions), context)
+        return hidden_and_logits(self._model, partial(self._model, batch.input_ids, batch.positions), context)
 
     def _run(self, work: Work) -> tuple[Tensor, ...]:
         return work() if self._recorded is None else self._recorded.run(work)
 
     def _forward_static(self, inputs: StepInputs) -> Tensor:
         metadata = attention_metadata_of(inputs, self._kv_cache.block_size, self._model.config.group_size)
-        (hidden,) = compute(
+        (hidden,) = hidden_and_logits(
             self._model, partial(self._model, inputs.input_ids, inputs.positions), InferenceContext(metadata)
         )
         return hidden

@@ -76,17 +76,17 @@ class RecordedSteps:
         return self._decode.run(rows)
 
     def compute(self, batch: InputBatch, context: InferenceContext) -> tuple[Tensor, ...]:
-        """As ``compute`` below, of any step."""
+        """As ``hidden_and_logits``, of any step."""
         tokens, rows = batch.input_ids.shape[0], batch.block_tables.shape[0]
         fits = tokens == batch.dimensions.tokens <= self._max_tokens and rows <= self._max_rows
         if fits and (first_layers := self._first_layers) is not None:
             last_layer = partial(self._model.last_layer, *first_layers.results(tokens))
-            if (rest := self._record(partial(compute, self._model, last_layer, context))) is not None:
+            if (rest := self._record(partial(hidden_and_logits, self._model, last_layer, context))) is not None:
                 self._load(batch)
                 first_layers.run(tokens, rows)
                 return rest.run()
         forward = partial(self._model, batch.input_ids, batch.positions)
-        return self.run(partial(compute, self._model, forward, context))
+        return self.run(partial(hidden_and_logits, self._model, forward, context))
 
     def _load(self, batch: InputBatch) -> None:
         tokens, (rows, width) = batch.input_ids.shape[0], batch.block_tables.shape
@@ -151,7 +151,7 @@ class RecordedSteps:
         self._decode = self._first_layers = None
 
 
-def compute(model: CausalLM, forward: Callable[[], Tensor], context: InferenceContext) -> tuple[Tensor, ...]:
+def hidden_and_logits(model: CausalLM, forward: Callable[[], Tensor], context: InferenceContext) -> tuple[Tensor, ...]:
     """Hidden states that ``forward`` returns in ``context``, and the logits of those of the rows that it wants, if it
     wants any alone.
     """
