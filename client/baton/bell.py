@@ -11,8 +11,8 @@ class Bell:
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
-        # Not before nobody can ring any more: the descriptors might be another file's by then.
-        weakref.finalize(self, _close, self._reader, self._writer)
+        # Not before nobody can ring any more, also when the program ends: they might be another file's by then.
+        weakref.finalize(self, _close, self._reader, self._writer).atexit = False
         os.set_blocking(self._writer, False)
         self._poll = select.poll()
         self._poll.register(self._reader, select.POLLIN)

@@ -32,7 +32,7 @@ constexpr i64 kMostRowBlocks = 384;  // rows times blocks of a task, unless it i
 constexpr i64 kTasksPerThread = 16;  // at least, where rows can be split: threads should end together
 constexpr i64 kSplitBlocksPerThread = 2;  // the last ones, each in as many tasks as have kLeastRows
 
-enum class Output { kBf16, kFloat, kAdded, kGated };  // kAdded: to what is there, after rounding
+enum class Output { kBf16, kFloat, kAdded, kGated };  // as in packed.py; kAdded: to what is there, after rounding
 
 template <typename Weights>
 struct Linear {
@@ -160,7 +160,7 @@ void finish(const Linear<Weights>& op, i64 row, i64 rows, i64 block, const float
   }
 }
 
-// Brings the lines into the second-level cache that `finish` will write, or add to: they come while the sums are computed.
+// Brings the lines into the second-level cache that `finish` will write: they come while the sums are computed.
 template <typename Weights>
 void prefetch_outputs(const Linear<Weights>& op, i64 row, i64 rows, i64 block) {
   const i64 columns = std::min(op.block_columns(), op.n - block * op.block_columns());

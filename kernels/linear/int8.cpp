@@ -123,9 +123,10 @@ float quantize(const bf16* weight, i64 k, byte* codes) {
 
 using namespace baton;
 
-// out[M, N] = (x[M, K] codes^T) * scales + bias; strides in elements, columns adjacent. `output`: kBf16, kFloat or kAdded.
+// out[M, N] = (x[M, K] codes^T) * scales + bias; strides in elements, columns adjacent. `output` as of baton_linear.
 extern "C" void baton_int8_linear(const bf16* x, i64 x_stride, const byte* weight, const float* scales,
-                                  const bf16* bias, void* out, i64 out_stride, i64 m, i64 n, i64 k, int output, int threads) {
+                                  const bf16* bias, void* out, i64 out_stride, i64 m, i64 n, i64 k, int output,
+                                  int threads) {
   const Int8Weights weights{reinterpret_cast<const char*>(weight), scales};
   linear::run(linear::Linear<Int8Weights>{x, x_stride, weights, bias, out, out_stride, n, k, linear::Output{output}},
               m, threads);
