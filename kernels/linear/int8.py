@@ -57,7 +57,7 @@ def pack(weight: Tensor) -> Int8Matrix:
 def linear(x: Tensor, weight: Int8Matrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """See ``kernels.linear.linear``; x is not quantised. The sum over K is multiplied by the scale, once."""
     out = memory.empty((x.shape[0], weight.rows), out_dtype)
-    _multiply(x, weight, bias, out, Output.FLOAT if out_dtype is torch.float32 else Output.BF16)
+    _multiply(x, weight, bias, out, Output.of(out_dtype))
     return out
 
 

@@ -32,7 +32,7 @@ def pack(weight: Tensor, gated: bool) -> PackedMatrix:
 def linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """See ``kernels.linear.linear``."""
     out = memory.empty((x.shape[0], weight.rows), out_dtype)
-    _multiply(x, weight, bias, out, Output.FLOAT if out_dtype is torch.float32 else Output.BF16)
+    _multiply(x, weight, bias, out, Output.of(out_dtype))
     return out
 
 

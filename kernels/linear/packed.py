@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 
@@ -12,6 +13,11 @@ class Output(IntEnum):
     BF16 = 0
     FLOAT = 1
     ADDED = 2  # to what is there, rounded first
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> "Output":
+        """Written as ``dtype``: bfloat16 or float32."""
+        return cls.FLOAT if dtype is torch.float32 else cls.BF16
 
 
 @dataclass(frozen=True, slots=True)

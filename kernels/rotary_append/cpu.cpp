@@ -8,8 +8,7 @@
 using namespace baton;
 
 // query, key, value: token t's heads lie at t * stride, adjacent; queries are rotated in place. cos, sin:
-// [T, head_dim / 2].
-// Norms may be null. slots[t] = block * block_size + offset.
+// [T, head_dim / 2]. Norms may be null. slots[t] = block * block_size + offset.
 extern "C" void baton_rotary_append(bf16* query, i64 query_stride, const bf16* key, i64 key_stride,
                                     const bf16* value, i64 value_stride, const bf16* query_norm, const bf16* key_norm,
                                     float eps, const float* cos, const float* sin, bf16* keys, bf16* values,
